@@ -1,0 +1,40 @@
+# make demo | test | test-slow | lint | clean
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/limoe_emoji
+CODE := train.py configs model sharding input_pipeline training evaluators tools benchmarks
+
+.PHONY: demo test test-slow lint clean
+.DELETE_ON_ERROR:
+
+# A stamp per set of requirements: installing again costs nothing when nothing changed.
+$(VENV)/demo.stamp: requirements.txt requirements-demo.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; assert v >= (3, 11), f"Concord needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.12"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-demo.txt
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Trains the LIMoE of configs/limoe_emoji.py, evaluates it and writes the report.
+# Interrupt it and run it again: it resumes.
+demo: $(VENV)/demo.stamp
+	$(BIN)/python train.py --config configs/limoe_emoji.py --workdir $(DEMO)
+	$(BIN)/python -m tools.report $(DEMO) --beside docs/results/limoe_emoji_full.json
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu and not net" -n 2 --dist loadfile
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,149 @@
+"""Every key a recipe may set, with its type, unit and default.
+
+A recipe is `get_config(arg)` of a file in configs/; it starts from this one and changes
+what its paper changes. `arg` is what follows the colon in
+`--config configs/limoe_emoji.py:runlocal`, parsed by `configs.args.parse`.
+An unknown key on the command line fails: the ConfigDict is locked by train.py.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGE_TEXT = (("image", "text"),)
+
+
+def modality(**changes) -> ConfigDict:
+  """One entry of `config.model.modalities`: from a raw array to tokens to a vector."""
+  c = ConfigDict()
+  c.stem = "patches"  # "patches" (image, spectrogram: any 2-D) | "tokens" (ids)
+  c.size = ()  # patches: (height, width, channels) of the input; [b, t, f]: 1
+  c.patch = ()  # patches: (height, width) of one patch
+  c.vocab = 0  # tokens: number of ids, the padding id 0 included
+  c.length = 0  # tokens: sequence length
+  c.position = "learned"  # "learned" | "sincos" | "none"
+  c.pool = "mean"  # "mean" | "cls" | "last" | "map"
+  c.project = True  # a linear layer from width to embed_dim, without bias
+  c.trunk = ConfigDict()  # own trunks only: overrides of config.model.trunk
+  c.update(changes)
+  return c
+
+
+def trunk() -> ConfigDict:
+  """`config.model.trunk`: the transformer blocks."""
+  c = ConfigDict()
+  c.width = 384
+  c.depth = 8
+  c.heads = 6
+  c.mlp = 1536  # hidden width of the MLP and of each expert
+  c.dropout = 0.0  # on the outputs of attention and MLP
+  c.drop_path = 0.0  # stochastic depth rate of the last block; linear from 0
+  c.norm = "layernorm"  # "layernorm" | "rmsnorm"
+  c.causal = False  # attention looks only backwards (text towers as in CLIP)
+  c.attention = "xla"  # jax.nn.dot_product_attention's: "xla" | "cudnn"
+  return c
+
+
+def moe() -> ConfigDict:
+  """`config.model.moe`: the sparse layers; every = 0 is a dense model."""
+  c = ConfigDict()
+  c.every = 0  # every n-th block is sparse; 2: blocks 1, 3, 5, ...
+  c.layers = ()  # explicit 0-based block indices instead of `every`
+  c.experts = 8
+  c.k = 1  # experts per token
+  c.capacity = 1.05  # buffer slots over the mean load, while training
+  c.capacity_eval = 4.0  # the same in evaluation
+  c.group = 8  # examples per routing group; their tokens of all modalities mix
+  c.priority = True  # batch-priority routing: the surest tokens get the slots first
+  c.noise = 1.0  # std of the routing noise while training, in units of 1 / experts
+  c.dispatch = "gather"  # "gather" | "einsum"
+  c.statistics = "global"  # entropies over the "global" batch or each "group"
+  c.identical_init = False  # all experts of a layer start equal, as V-MoE's do
+  c.weight = 0.04  # of the mean of the enabled auxiliary losses
+  # loss -> weight, or modality -> weight. An absent or zero one is not computed.
+  c.losses = ConfigDict(
+    dict(
+      importance=1.0,
+      load=1.0,
+      z=1.0,
+      local_entropy=dict(text=1.0),
+      global_entropy=dict(text=1.0, image=1.0),
+    )
+  )
+  # global_entropy's threshold, as the least number of experts a modality should use
+  c.min_experts = ConfigDict(dict(text=3.0, image=5.0))
+  return c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """Returns the defaults: a small dense CLIP with nothing said about its data."""
+  del arg
+  c = ConfigDict()
+  c.name = "base"
+  c.seed = 0
+  c.total_steps = 1000
+  c.batch_size = 256  # global, over all hosts and devices
+
+  c.model = ConfigDict()
+  c.model.embed_dim = 256  # of the shared space
+  c.model.shared_trunk = False  # one for all modalities (LIMoE) or one each (CLIP)
+  c.model.trunk = trunk()
+  c.model.moe = moe()
+  c.model.modalities = ConfigDict(
+    dict(
+      image=modality(size=(64, 64, 3), patch=(8, 8)),
+      text=modality(stem="tokens", vocab=4096, length=32),
+    )
+  )
+  c.model.scan = False  # scan over layers: compiles faster, runs slower on CPU
+  c.model.remat = "none"  # "none" | "dots" | "full": what the backward pass recomputes
+  c.model.dtype = "float32"  # of matmuls and activations; "bfloat16" on accelerators
+
+  c.objective = ConfigDict()
+  c.objective.name = "contrastive"  # a file of model/objectives/
+  # Its options. `losses`: (a file of model/losses/, weight, options)
+  c.objective.options = ConfigDict(
+    dict(losses=(("infonce", 1.0, ConfigDict(dict(pairs=IMAGE_TEXT))),)),
+    convert_dict=False,
+  )
+
+  c.optimizer = ConfigDict()
+  c.optimizer.name = "adamw"  # "adamw" | "adafactor" | "lion"
+  c.optimizer.lr = 1e-3  # peak
+  c.optimizer.schedule = "cosine"  # "cosine" | "rsqrt" | "constant", after warm-up
+  c.optimizer.warmup = 100  # steps; linear from 0
+  c.optimizer.cooldown = 0  # rsqrt, constant: last steps, linear to 0
+  c.optimizer.timescale = 10_000  # rsqrt: steps
+  c.optimizer.weight_decay = 0.1  # on matrices only, times the learning rate
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.98
+  c.optimizer.clip = 1.0  # global gradient norm; 0 is off
+  c.optimizer.moment_dtype = "float32"  # of the first moment
+  c.optimizer.frozen = ()  # regexes on parameter paths that are not trained (LiT)
+  c.optimizer.lr_scale = ()  # (regex, factor), first match wins
+  c.ema = 0.0  # decay of the parameters' moving average; 0 is off
+  c.microbatches = 1  # chunks of the batch encoded one after another; same negatives
+
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1))  # -1: what is left
+  c.sharding = ConfigDict()
+  c.sharding.rules = ()  # (regex, axes) put before those of sharding/rules.py
+
+  c.data = ConfigDict()
+  c.data.source = ""  # a file of input_pipeline/sources/
+  c.data.options = ConfigDict()  # its options
+  c.data.split = "train"
+  c.data.transforms = ()  # (a file of input_pipeline/transforms/, options), in order
+  c.data.eval_transforms = ()
+  c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
+  c.data.threads = 2  # that decode and transform
+  c.data.workers = 0  # processes; 0: threads only
+  c.data.prefetch = 8  # batches ready in memory
+  c.data.max_dropped = 0.05  # share of dropped examples that stops the run
+
+  c.evaluators = ()  # (a file of evaluators/, every n steps, options)
+  c.log_every = 10  # steps
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 500  # steps
+  c.checkpoint.keep = 2  # latest
+  c.checkpoint.best = ""  # metric that picks the best one, e.g. "retrieval/i2t_r10"
+  c.checkpoint.mode = "max"  # "max" | "min"
+  c.init_from = ""  # a checkpoint's directory to start from; matched by path and shape
+  return c

@@ -1,0 +1,28 @@
+"""LIMoE H/14 from scratch on image-text pairs (arXiv 2206.02770).
+
+python train.py --config configs/limoe_h14.py:data=my_tfds --workdir gs://bucket/run
+About 5.6 B parameters, 0.675 B active per token: 32 experts in 12 of 32 blocks; which
+ones is not known, assumed are the last twelve of every second one. The high-resolution
+end phase is left out.
+Differences from the paper, where it is known: no JFT class names among the captions, a
+sentencepiece vocabulary trained on your own captions, AdamW's place taken by optax's
+factored RMS with a bfloat16 first moment. Not run at scale by us: no figure is claimed.
+"""
+
+from configs import args as args_lib
+from configs import base, sizes, web_pairs
+
+
+def get_config(arg: str = ""):
+  args = args_lib.parse(arg, **web_pairs.ARGS)
+  c = base.get_config()
+  c.name = "limoe_h14"
+  sizes.set_trunk(c.model.trunk, "H")
+  c.model.embed_dim = c.model.trunk.width
+  image = base.modality(size=(224, 224, 3), patch=(14, 14))
+  text = base.modality(stem="tokens", vocab=32_000, length=16)
+  c.model.modalities.image = image
+  c.model.modalities.text = text
+  web_pairs.set_limoe(c, experts=32, layers=tuple(range(9, 32, 2)))
+  web_pairs.set_scaling_vit(c, total_steps=700_000, batch_size=21_504)
+  return web_pairs.finish(c, args)

@@ -1,0 +1,1 @@
+"""Pure functions of (params, arrays): encoders, layers, heads, losses, objectives."""

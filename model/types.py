@@ -1,0 +1,47 @@
+"""The types that flow through Concord: config -> batch -> Encoded -> objective -> step.
+
+Axis letters, used in every file: b batch, n tokens, d embedding, w width, e experts,
+c capacity, g group, k top-k, h heads.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import struct
+import jax
+
+Array = jax.Array
+Params = Mapping[str, Any]  # a tree of arrays
+State = Mapping[str, Any]  # an objective's own state: queues, banks; {} if none
+Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per expert
+
+# "image" f32[b, h, w, 3] | "text" i32[b, n] | "audio" f32[b, t, f] ...;
+# "<modality>_mask" bool; "valid" bool[b]; "id" i32[b]
+Batch = Mapping[str, Array]
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")  # the mesh axes that split the global batch
+
+
+@struct.dataclass
+class Encoded:
+  """One modality of a batch, as one tower sees it.
+
+  Attributes:
+    pooled: f32[b, d], projected to the shared space, NOT normalised.
+    tokens: [b, n, w] before pooling, or None where nobody asked for them.
+    mask: bool[b, n], True for a real token; None where tokens is None.
+  """
+
+  pooled: Array
+  tokens: Array | None = None
+  mask: Array | None = None
+
+
+@struct.dataclass
+class ObjectiveOutput:
+  """What an objective returns: the loss f32[], metrics to log, and its next state."""
+
+  loss: Array
+  metrics: Metrics
+  state: State

@@ -1,0 +1,1 @@
+"""Loop, step, state, optimizer, checkpoints, metrics."""

@@ -1,0 +1,234 @@
+"""The training loop: data -> step -> metrics -> evaluators -> checkpoints."""
+
+from collections.abc import Mapping
+import itertools
+import math
+import signal
+import sys
+import time
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from tqdm import tqdm
+
+from input_pipeline import pipeline
+from training import checkpoint, evaluation
+from training import metrics as metrics_lib
+from training import setup as setup_lib
+
+RUN_AHEAD = 2  # steps dispatched before the host waits: bounds the batches in memory
+
+
+class NotFinite(RuntimeError):
+  """The loss is NaN or infinite; says at which step and what to go back to."""
+
+
+class Stop:
+  """Remembers SIGTERM and SIGINT, so that the loop can save before it ends."""
+
+  def __init__(self):
+    self.signal: int | None = None
+    self._old = {}
+
+  def __enter__(self):
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._old[number] = signal.signal(number, self._note)
+    return self
+
+  def _note(self, number, frame):
+    del frame
+    if self.signal is not None:  # asked twice: obey at once
+      raise KeyboardInterrupt
+    self.signal = number
+
+  def __exit__(self, *exc):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def agreed(self, step: int) -> bool:
+    """Returns whether to stop after `step`; the same answer on every host."""
+    if jax.process_count() == 1:
+      return self.signal is not None
+    return bool(multihost_utils.process_allgather(np.int32(self.signal or 0)).any())
+
+
+def run(config, workdir: str) -> int:
+  """Trains `config` in `workdir`, resuming from its latest checkpoint if there is one.
+
+  Args:
+    config: a recipe's ConfigDict.
+    workdir: where checkpoints, metrics.jsonl, config.json and artifacts go.
+
+  Returns:
+    The exit status: 0 when done or stopped by SIGTERM, 130 when interrupted.
+
+  Raises:
+    ValueError: a config that does not fit itself, its data or the checkpoint.
+    NotFinite: the loss is not finite; the last good checkpoint is named.
+  """
+  say = _say if jax.process_index() == 0 else lambda *_: None
+  checkpoint.check_workdir(workdir)
+  say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
+  say("preparing the data and the tokenizer ...")
+  config = pipeline.prepare(config, workdir)
+  setup = setup_lib.build(config)
+  if jax.process_index() == 0:
+    checkpoint.save_config(workdir, config)
+  with jax.set_mesh(setup.mesh), Stop() as stop:
+    return Run(setup, workdir, say).train(stop)
+
+
+class Run:
+  """One process's part of a run: what the loop holds between steps."""
+
+  def __init__(self, setup: setup_lib.Setup, workdir: str, say):
+    self.setup, self.config, self.workdir, self.say = setup, setup.config, workdir, say
+    self.loader = pipeline.train_loader(
+      self.config,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    self.checkpointer = checkpoint.Checkpointer(workdir, self.config.checkpoint)
+    self.state = self._first_state()
+    self.step = int(self.state.step)
+    self.writer = metrics_lib.Writer(workdir, resume_step=self.step)
+    self.evaluators = evaluation.build(setup, workdir)
+    self.clock = metrics_lib.StepClock()
+    self.pending: list[tuple[int, Mapping]] = []
+
+  def _first_state(self):
+    if self.checkpointer.latest_step() is None:
+      self.say("initialising the parameters ...")
+      state = self.setup.init_state()
+      if self.config.init_from:
+        shardings = jax.tree.map(lambda x: x.sharding, state.params)
+        params, report = checkpoint.init_from(
+          self.config.init_from, state.params, shardings
+        )
+        self.say(f"took parameters from {self.config.init_from}; not taken or absent:")
+        self.say("\n".join(report) or "  none")
+        ema = jax.tree.map(jax.numpy.copy, params) if self.config.ema else {}
+        state = state.replace(params=params, ema=ema)
+      return state
+    state, data = self.checkpointer.restore(self.setup.abstract_state())
+    self.loader.restore(data)
+    self.say(f"resuming from step {int(state.step)} of {self.config.total_steps}")
+    return state
+
+  def train(self, stop: Stop) -> int:
+    """Runs the remaining steps; returns the exit status."""
+    total = self.config.total_steps
+    if self.step >= total:
+      self.say(f"already at step {self.step} of {total}: nothing to train")
+      return 0
+    train_step, flops, batches = self._compile()
+    bar = tqdm(
+      total=total,
+      initial=self.step,
+      unit="step",
+      desc=self.config.name,
+      disable=jax.process_index() != 0,
+      mininterval=0.5 if sys.stderr.isatty() else 10.0,
+      dynamic_ncols=True,
+      smoothing=0.05,
+    )
+    self.clock.start()
+    try:
+      with bar:
+        while self.step < total:
+          with self.clock.waiting():
+            batch = next(batches)
+          self.state, values = train_step(self.state, self.setup.put(batch))
+          self.step += 1
+          self._keep(values)
+          bar.update()
+          if self.step % self.config.log_every == 0 or self.step == total:
+            self._log(flops, bar)
+          stopping = stop.agreed(self.step)
+          self._after_step(total, stopping, bar)
+          if stopping:
+            return self._stopped(stop)
+    finally:
+      self.writer.close()
+      self.checkpointer.close()
+    return 0
+
+  def _compile(self):
+    self.say("compiling the train step ...")
+    started = time.monotonic()
+    first = next(self.loader)
+    lowered = self.setup.train_step().lower(self.state, self.setup.put(first))
+    compiled = lowered.compile()
+    self.say(f"compiled in {time.monotonic() - started:.0f} s")
+    flops = metrics_lib.step_flops(compiled, self.config)
+    return compiled, flops, itertools.chain([first], self.loader)
+
+  def _keep(self, values: Mapping) -> None:
+    self.pending.append((self.step, values))
+    if len(self.pending) > RUN_AHEAD:
+      jax.block_until_ready(self.pending[-1 - RUN_AHEAD][1]["loss"])
+
+  def _fetch(self) -> dict:
+    """Returns the newest values on the host, once every loss is known to be finite."""
+    fetched = [(s, jax.device_get(v)) for s, v in self.pending]
+    self.pending = []
+    for step, values in fetched:
+      if not math.isfinite(values["loss"]):
+        last = self.checkpointer.latest_step()
+        good = self.checkpointer.path(last) if last is not None else "none was saved"
+        raise NotFinite(
+          f"the loss is {values['loss']} at step {step}. Last good checkpoint: {good}. "
+          "Lower config.optimizer.lr or config.optimizer.clip, or look at the data."
+        )
+    self.writer.write_losses([(s, float(v["loss"])) for s, v in fetched])
+    return fetched[-1][1] if fetched else {}
+
+  def _log(self, flops: float | None, bar: tqdm) -> None:
+    values = self._fetch()
+    timing = self.clock.lap(self.config.batch_size, flops)
+    row = {**values, **timing, **metrics_lib.memory()}
+    row.update({f"dropped/{k}": v for k, v in self.loader.dropped.items()})
+    self.writer.write(self.step, row)
+    self.writer.warn_of_collapse(self.step, values, self.config)
+    bar.set_postfix_str(
+      f"loss {values['loss']:.3f}, {timing['examples_per_s']:.0f} ex/s, "
+      f"data-wait {timing['data_wait']:.1%}"
+    )
+
+  def _after_step(self, total: int, stopping: bool, bar: tqdm) -> None:
+    results = {}
+    due = [e for e in self.evaluators if e.due(self.step, total) and not stopping]
+    every = self.config.checkpoint.every
+    saving = stopping or self.step == total or (every and self.step % every == 0)
+    if not due and not saving:
+      return
+    if self.pending:
+      self._fetch()  # never evaluate or save a state whose loss was not looked at
+    with self.clock.paused():
+      for evaluator in due:
+        bar.set_postfix_str(f"evaluating {evaluator.name} ...")
+        results.update(evaluator.run(self.state.eval_params, self.step))
+      if results:
+        self.writer.write(self.step, {f"eval/{k}": v for k, v in results.items()})
+      if saving:
+        data = self.loader.state()
+        self.checkpointer.save(self.step, self.state, data, self._complete(results))
+
+  def _complete(self, results: dict) -> dict | None:
+    # A step at which only some evaluators ran cannot be the best one.
+    return results if self.config.checkpoint.best in results else None
+
+  def _stopped(self, stop: Stop) -> int:
+    self.checkpointer.wait()
+    self.say(
+      f"stopped at step {self.step} of {self.config.total_steps} and saved "
+      f"{self.checkpointer.path(self.step)}. Run the same command again to resume."
+    )
+    logging.info("stopped by signal %s", stop.signal)
+    return 130 if stop.signal == signal.SIGINT else 0
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)

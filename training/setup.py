@@ -1,0 +1,130 @@
+"""Builds from a config what training, evaluation and the tools share."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import optax
+
+from model import catalogue
+from model.encoders import towers as towers_lib
+from model.types import Batch
+from sharding import mesh as mesh_lib
+from sharding import placement, rules
+from training import optimizer
+from training import state as state_lib
+from training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """A config's parts: what `build` returns.
+
+  Attributes:
+    config: the whole config.
+    mesh: every device of every host.
+    towers: the encoders.
+    objective: the training method.
+    tx: the optimizer.
+    lr: step -> learning rate.
+  """
+
+  config: ConfigDict
+  mesh: Mesh
+  towers: Any
+  objective: Any
+  tx: optax.GradientTransformation
+  lr: Callable
+
+  def batch_spec(self, batch_size: int | None = None):
+    """Returns the shapes and dtypes of a global batch, as the towers read it."""
+    b = batch_size or self.config.batch_size
+    spec = {}
+    for name, m in self.config.model.modalities.items():
+      if m.stem == "tokens":
+        spec[name] = jax.ShapeDtypeStruct((b, m.length), jnp.int32)
+        spec[f"{name}_mask"] = jax.ShapeDtypeStruct((b, m.length), jnp.bool_)
+      else:
+        spec[name] = jax.ShapeDtypeStruct((b, *m.size), jnp.float32)
+    return spec
+
+  def init(self, key: jax.Array) -> state_lib.TrainState:
+    """Returns the state at step 0; pure, to be jitted or eval_shaped."""
+    init_key, objective_key, run_key = jax.random.split(key, 3)
+    # The forward pass is only traced: under jit, no parameter depends on it.
+    size = self.config.batch_size // self.config.microbatches
+    dummy = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.batch_spec(size))
+    params = self.towers.init(init_key, dummy, train=False)["params"]
+    own, objective_state = self.objective.init(
+      objective_key, self.towers, self.batch_spec()
+    )
+    return state_lib.create(
+      run_key,
+      {"towers": params, "objective": own},
+      objective_state,
+      self.tx,
+      bool(self.config.ema),
+    )
+
+  def shardings(self, abstract: state_lib.TrainState):
+    """Returns a tree of NamedSharding for a state of shapes."""
+    return rules.specs(abstract, self.mesh, self.config.sharding.rules)
+
+  def abstract_state(self) -> state_lib.TrainState:
+    """Returns the state as jax.ShapeDtypeStruct with shardings; allocates nothing."""
+    abstract = jax.eval_shape(self.init, jax.random.key(self.config.seed))
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      self.shardings(abstract),
+    )
+
+  def init_state(self) -> state_lib.TrainState:
+    """Returns the state at step 0, each array made on the devices that hold it."""
+    key = jax.random.key(self.config.seed)
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+    return jax.jit(self.init, out_shardings=shardings)(key)
+
+  def train_step(self) -> Callable:
+    """Returns the jitted step(state, batch) -> (state, metrics); donates the state."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+    step = step_lib.make_train_step(
+      self.config, self.towers, self.objective, self.tx, self.lr
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+  def put(self, batch) -> Batch:
+    """Returns this process's rows as global arrays, without keys that nobody reads."""
+    names = (*self.config.model.modalities, "valid", "id")
+    keep = {
+      k: v
+      for k, v in batch.items()
+      if k.removesuffix("_mask") in names or k.startswith("label_")
+    }
+    return placement.put_batch(keep, self.mesh)
+
+
+def build(config: ConfigDict, devices=None) -> Setup:
+  """Returns the parts of a config, checked against each other.
+
+  Raises:
+    ValueError: unknown names or keys, or sizes that do not fit; says which config key.
+  """
+  mesh = mesh_lib.make(config.mesh, devices)
+  mesh_lib.check_batch(config.batch_size, mesh, config.microbatches)
+  options = dict(config.objective.options)
+  objective = catalogue.load(
+    "model.objectives", config.objective.name, "Objective", options
+  )
+  return Setup(
+    config=config,
+    mesh=mesh,
+    towers=towers_lib.build(config.model),
+    objective=objective,
+    tx=optimizer.build(config.optimizer, config.total_steps),
+    lr=optimizer.schedule(config.optimizer, config.total_steps),
+  )

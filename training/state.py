@@ -1,0 +1,54 @@
+"""The one state of a run: everything that a resumed run needs, beside the data's."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from model.types import Array, Params, State
+
+
+@struct.dataclass
+class TrainState:
+  """What one step turns into the next.
+
+  Attributes:
+    step: i32[], steps taken.
+    params: {"towers": ..., "objective": ...}, f32.
+    opt_state: the optimizer's.
+    objective_state: queues, banks, ...; {} for most objectives.
+    ema: a moving average of `params`, or {} where `config.ema` is 0.
+    rng: u32[2], the run's key; each step folds its number into it.
+  """
+
+  step: Array
+  params: Params
+  opt_state: optax.OptState
+  objective_state: State
+  ema: Params
+  rng: Array
+
+  @property
+  def eval_params(self) -> Params:
+    """The parameters to evaluate: the moving average where there is one."""
+    return self.ema or self.params
+
+
+def create(key: Array, params: Params, objective_state: State, tx, ema: bool):
+  """Returns the state at step 0 for initialised `params`; pure, to be jitted.
+
+  Args:
+    key: a key array of jax.random.key; the run's randomness.
+    params: {"towers": ..., "objective": ...}.
+    objective_state: the objective's first state.
+    tx: optax.GradientTransformation over `params`.
+    ema: whether to keep a moving average, which starts as a copy.
+  """
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=tx.init(params),
+    objective_state=objective_state,
+    ema=jax.tree.map(jnp.copy, params) if ema else {},
+    rng=jax.random.key_data(key),
+  )
