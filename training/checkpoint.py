@@ -141,6 +141,7 @@ class Checkpointer:
       FileNotFoundError: there is no checkpoint.
       ValueError: the checkpoint is of another model; names what differs.
     """
+    self.wait()
     step = self.latest_step() if step is None else step
     if step is None:
       raise FileNotFoundError(f"no checkpoint in {self.directory}")

@@ -15,7 +15,7 @@ class Scheduled:
   """One entry of `config.evaluators`: (file, every n steps, options); 0: at the end.
 
   Attributes:
-    name: what its metrics start with: its `prefix`, else the file's name.
+    name: what its metrics start with: options.name, else the file's name.
     every: steps between two runs.
     evaluator: the Evaluator itself.
   """
@@ -39,8 +39,8 @@ class Scheduled:
       results = self.evaluator.run(params)
     except Exception as e:
       raise RuntimeError(f"evaluator {self.name} at step {step}: {e}") from e
-    seconds = {f"{self.name}/seconds": time.monotonic() - started}
-    return {k: float(v) for k, v in results.items()} | seconds
+    results["seconds"] = time.monotonic() - started
+    return {f"{self.name}/{k}": float(v) for k, v in results.items()}
 
 
 def make_context(setup, workdir: str, encode: Callable | None = None):
@@ -63,9 +63,12 @@ def build(setup, workdir: str) -> list[Scheduled]:
   out = []
   for file, every, options in setup.config.evaluators:
     cls = catalogue.find("evaluators", file, "Evaluator")
-    name = dict(options).get("prefix", file)
-    out.append(Scheduled(name, every, cls(context, **options)))
+    options = {"name": file, **options}
+    name = options["name"]
+    where = f"config.evaluators: {name}"
+    evaluator = catalogue.build(cls, {"context": context, **options}, where)
+    out.append(Scheduled(name, every, evaluator))
   names = [s.name for s in out]
   if len(set(names)) != len(names):
-    raise ValueError(f"config.evaluators: two of one name in {names}; set prefix")
+    raise ValueError(f"config.evaluators: two of one name in {names}; set options.name")
   return out

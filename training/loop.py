@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline import pipeline
+from sharding import placement
 from training import checkpoint, evaluation
 from training import metrics as metrics_lib
 from training import setup as setup_lib
@@ -85,10 +86,10 @@ class Run:
 
   def __init__(self, setup: setup_lib.Setup, workdir: str, say):
     self.setup, self.config, self.workdir, self.say = setup, setup.config, workdir, say
+    # Not the process: where `tensor` spans hosts, several hold the same rows.
+    index, count = placement.data_shard(setup.mesh)
     self.loader = pipeline.train_loader(
-      self.config,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      self.config, process_index=index, process_count=count
     )
     self.checkpointer = checkpoint.Checkpointer(workdir, self.config.checkpoint)
     self.state = self._first_state()

@@ -41,11 +41,12 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
   else:
     decay = optax.constant_schedule(c.lr)
   warmup = optax.linear_schedule(0.0, c.lr, max(1, c.warmup))
-  joined = optax.join_schedules([warmup, decay], [c.warmup])
-  if not c.cooldown or c.schedule == "cosine":
-    return joined
-  ramp = optax.linear_schedule(1.0, 0.0, c.cooldown, total_steps - c.cooldown)
-  return lambda step: joined(step) * ramp(step)
+  rate = optax.join_schedules([warmup, decay], [c.warmup])
+  if c.cooldown and c.schedule != "cosine":
+    ramp = optax.linear_schedule(1.0, 0.0, c.cooldown, total_steps - c.cooldown)
+    before = rate
+    rate = lambda step: before(step) * ramp(step)  # noqa: E731
+  return _promoting(rate)
 
 
 def paths(params: Params) -> Params:
@@ -109,13 +110,28 @@ def build(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
   parts += [optax.scale_by_learning_rate(lr)]
   train = optax.chain(*parts)
   if not c.frozen:
-    return train
+    return _promoting_transformation(train)
 
   def label(params):
     mask = frozen_mask(c, params)
     return jax.tree.map(lambda f: "frozen" if f else "train", mask)
 
-  return optax.partition({"train": train, "frozen": optax.set_to_zero()}, label)
+  both = optax.partition({"train": train, "frozen": optax.set_to_zero()}, label)
+  return _promoting_transformation(both)
+
+
+def _promoting(fn):
+  # Optax counts in int32 and computes with it in float32, which strict promotion, under
+  # which everything of ours is tested, refuses.
+  def call(*args):
+    with jax.numpy_dtype_promotion("standard"):
+      return fn(*args)
+
+  return call
+
+
+def _promoting_transformation(tx) -> optax.GradientTransformation:
+  return optax.GradientTransformation(_promoting(tx.init), _promoting(tx.update))
 
 
 def _scale_by_path(rules) -> optax.GradientTransformation:

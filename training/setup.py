@@ -115,7 +115,9 @@ def build(config: ConfigDict, devices=None) -> Setup:
     ValueError: unknown names or keys, or sizes that do not fit; says which config key.
   """
   mesh = mesh_lib.make(config.mesh, devices)
-  mesh_lib.check_batch(config.batch_size, mesh, config.microbatches)
+  moe = config.model.moe
+  group = moe.group if moe.every or moe.layers else 1
+  mesh_lib.check_batch(config.batch_size, mesh, config.microbatches, group)
   options = dict(config.objective.options)
   objective = catalogue.load(
     "model.objectives", config.objective.name, "Objective", options

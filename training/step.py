@@ -19,18 +19,16 @@ from training.state import TrainState
 RNG_STREAMS = ("dropout", "router")
 
 
-def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
-  """Returns step(state, batch) -> (state, metrics), to be jitted with state donated.
+def make_loss(config, towers, objective):
+  """Returns loss(params, state, batch) -> (f32[], (metrics, objective state)).
 
   Args:
-    config: the whole config; reads ema, microbatches and optimizer.frozen.
+    config: the whole config; reads microbatches and optimizer.frozen.
     towers: model.encoders.towers.Towers.
     objective: an Objective of model/objectives.
-    tx: the optax transformation over {"towers", "objective"}.
-    lr: step -> learning rate, to log.
   """
 
-  def loss_fn(params, state: TrainState, batch: Batch):
+  def loss(params, state: TrainState, batch: Batch):
     frozen = frozen_mask(config.optimizer, params)
     # Not only no update: no backward pass through a frozen tower either.
     params = jax.tree.map(
@@ -59,13 +57,27 @@ def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
       metrics.update(aux)
     return total, (metrics, out.state)
 
+  return loss
+
+
+def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
+  """Returns step(state, batch) -> (state, metrics), to be jitted with state donated.
+
+  Args:
+    config: the whole config; reads ema, microbatches and optimizer.frozen.
+    towers: model.encoders.towers.Towers.
+    objective: an Objective of model/objectives.
+    tx: the optax transformation over {"towers", "objective"}.
+    lr: step -> learning rate, to log.
+  """
+  grad = jax.value_and_grad(make_loss(config, towers, objective), has_aux=True)
+
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    grad = jax.value_and_grad(loss_fn, has_aux=True)
     (_, (metrics, objective_state)), grads = grad(state.params, state, batch)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.global_norm(grads)
-    metrics["param_norm"] = optax.global_norm(params)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["param_norm"] = optax.tree.norm(params)
     if lr is not None:
       metrics["lr"] = jnp.asarray(lr(state.step), jnp.float32)
     ema = state.ema
@@ -105,7 +117,7 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
   one after another; activations of one chunk are alive at a time. Auxiliary losses and
   metrics are averaged over the chunks.
   """
-  modalities = tuple(towers.modalities)
+  modalities = [m.name for m in towers.modalities]
 
   def apply(params, batch: Batch, key: Array):
     keys = jax.random.split(key, len(RNG_STREAMS))

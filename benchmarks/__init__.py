@@ -1,0 +1,1 @@
+"""Speed and memory benchmarks, and floors to compare with."""

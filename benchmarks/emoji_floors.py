@@ -1,0 +1,303 @@
+"""What no learning of representations reaches on the emoji: floors to compare with.
+
+python -m benchmarks.emoji_floors --seeds 5 --out floors.json
+
+- retrieval: ridge regression from 24x24 pixels to a TF-IDF + SVD space of the names.
+  The n-grams, the rank and the ridge are chosen by cross-validation over families of
+  the training items alone.
+- probe: ridge classifier of the pixels into the groups.
+- style: nearest neighbour in pixels between two styles of drawing.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import io
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from evaluators import retrieval
+
+SIDE = 24  # pixels
+FOLDS = 3
+RANKS = (128, 256, 512)  # of the text space
+ALPHAS = (30.0, 100.0, 300.0, 1000.0)  # ridge, on pixels in 0..1
+EMPTY = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+  """A split as arrays.
+
+  Attributes:
+    pixels: f32[n, SIDE * SIDE * 3] in 0..1.
+    names: n English names.
+    id: i64[n]; equal ids are the same concept or the same picture.
+    family: i64[n]; items that a fair split keeps together.
+    group: i64[n], the class to probe, -1 where unlabelled.
+    key: n names of concepts, the same in every source.
+  """
+
+  pixels: np.ndarray
+  names: list[str]
+  id: np.ndarray
+  family: np.ndarray
+  group: np.ndarray
+  key: list[str]
+
+
+def read(source: Any, side: int = SIDE, language: str = "en") -> Items:
+  """Returns the items of a source of raw examples, decoded and shrunk."""
+  rows = [source[i] for i in range(len(source))]
+  _, family = np.unique([str(r["family"]) for r in rows], return_inverse=True)
+  return Items(
+    pixels=np.stack([shrink(r["image_bytes"], side) for r in rows]),
+    names=[r["captions"][language][0] for r in rows],
+    id=np.asarray([r["id"] for r in rows], np.int64),
+    family=family,
+    group=np.asarray([r.get("label_group", -1) for r in rows], np.int64),
+    key=[str(r.get("key", r["id"])) for r in rows],
+  )
+
+
+def shrink(data: bytes, side: int = SIDE) -> np.ndarray:
+  """Returns f32[side * side * 3] in 0..1 of an encoded image, composited on white."""
+  with Image.open(io.BytesIO(data)) as image:
+    rgba = image.convert("RGBA")
+  white = Image.new("RGBA", rgba.size, "white")
+  white.alpha_composite(rgba)
+  small = white.convert("RGB").resize((side, side), Image.Resampling.BOX)
+  return np.asarray(small, np.float32).ravel() / 255.0
+
+
+class Ridge:
+  """Ridge regression with an intercept, for every strength at the cost of one.
+
+  The dual form: there are more pixels than pictures.
+  """
+
+  def __init__(self, x: np.ndarray):
+    self.mean = x.mean(axis=0)
+    self.x = x - self.mean
+    self.values, self.vectors = np.linalg.eigh(self.x @ self.x.T)
+
+  def predict(self, y: np.ndarray, x: np.ndarray, alpha: float) -> np.ndarray:
+    """Fits targets y [n, d] and returns those of new x, less the mean of y: [m, d]."""
+    y = y - y.mean(axis=0)
+    shrunk = self.vectors.T @ y / (self.values + alpha)[:, None]
+    return ((x - self.mean) @ self.x.T) @ (self.vectors @ shrunk)
+
+
+def text_spaces() -> dict[str, Any]:
+  """Returns the candidates for TF-IDF, by name."""
+  from sklearn.feature_extraction.text import TfidfVectorizer
+  from sklearn.pipeline import FeatureUnion
+
+  def grams(analyzer, low, high):
+    return TfidfVectorizer(
+      analyzer=analyzer, ngram_range=(low, high), sublinear_tf=True, dtype=np.float32
+    )
+
+  both = [("letters", grams("char_wb", 3, 5)), ("words", grams("word", 1, 2))]
+  return {
+    "letters 2-4": grams("char_wb", 2, 4),
+    "words 1-2": grams("word", 1, 2),
+    "letters 3-5 + words 1-2": FeatureUnion(both),
+  }
+
+
+def embed_names(
+  space: Any, train: Sequence[str], test: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (f32[n, r], f32[m, r]): both lists in the SVD space of the first."""
+  from sklearn.decomposition import TruncatedSVD
+
+  counts = space.fit_transform(train)
+  rank = min(max(RANKS), min(counts.shape) - 1)
+  svd = TruncatedSVD(rank, random_state=0)
+  return svd.fit_transform(counts), svd.transform(space.transform(test))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+  """Returns x [n, d] as f32 rows of unit length."""
+  norm = np.linalg.norm(x, axis=1, keepdims=True)
+  return (x / np.maximum(norm, EMPTY)).astype(np.float32)
+
+
+def queries(
+  ridge: Ridge,
+  train: np.ndarray,
+  test: np.ndarray,
+  pixels: np.ndarray,
+  rank: int,
+  alpha: float,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (queries f32[m, r], gallery f32[m, r]) of new pictures and their names."""
+  y = unit(train[:, :rank])
+  predicted = ridge.predict(y, pixels, alpha)
+  # Directions, not the common mean, tell the names apart.
+  return unit(predicted), unit(unit(test[:, :rank]) - y.mean(axis=0))
+
+
+def folds(family: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields (fit, held out) positions; a family is never on both sides."""
+  order = np.random.default_rng(0).permutation(family.max() + 1) % count
+  for f in range(count):
+    held = order[family] == f
+    yield np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def choose(train: Items) -> dict[str, Any]:
+  """Returns the space, rank and alpha of the best R@10 over folds of the train set."""
+  scores: dict[tuple[str, int, float], list[float]] = {}
+  for fit, held in folds(train.family, FOLDS):
+    ridge = Ridge(train.pixels[fit])
+    names = [[train.names[i] for i in part] for part in (fit, held)]
+    for name, space in text_spaces().items():
+      known, new = embed_names(space, *names)
+      for rank in RANKS:
+        for alpha in ALPHAS:
+          q, g = queries(ridge, known, new, train.pixels[held], rank, alpha)
+          found = retrieval.search(q, g, train.id[held], train.id[held])
+          r10 = float((found.rank < 10).mean())
+          scores.setdefault((name, rank, alpha), []).append(r10)
+  best = max(scores, key=lambda key: np.mean(scores[key]))
+  return dict(zip(("space", "rank", "alpha"), best)) | {
+    "cv_r10": float(np.mean(scores[best]))
+  }
+
+
+def retrieval_floor(train: Items, test: Items) -> dict[str, Any]:
+  """Returns i2t_* and t2i_* recalls of the ridge, their chance, and what was chosen."""
+  chosen = choose(train)
+  space = text_spaces()[chosen["space"]]
+  known, new = embed_names(space, train.names, test.names)
+  ridge = Ridge(train.pixels)
+  q, g = queries(ridge, known, new, test.pixels, chosen["rank"], chosen["alpha"])
+  out: dict[str, Any] = {"chosen": chosen}
+  for name, a, b in (("i2t", q, g), ("t2i", g, q)):
+    found = retrieval.search(a, b, test.id, test.id)
+    for key, value in retrieval.summarise(found, len(test.id)).items():
+      out[f"{name}_{key}"] = value
+  return out
+
+
+def probe_floor(train: Items, test: Items) -> dict[str, float]:
+  """Returns the accuracy of a ridge classifier of the pixels into the groups."""
+  fit = train.group >= 0
+  x, label = train.pixels[fit], train.group[fit]
+  target = np.eye(label.max() + 1, dtype=np.float32)[label]
+
+  def guess(ridge, target, pixels, alpha):
+    return ridge.predict(target, pixels, alpha) + target.mean(axis=0)
+
+  scores: dict[float, list[float]] = {alpha: [] for alpha in ALPHAS}
+  for a, b in folds(train.family[fit], FOLDS):
+    ridge = Ridge(x[a])
+    for alpha in ALPHAS:
+      hit = guess(ridge, target[a], x[b], alpha).argmax(axis=1) == label[b]
+      scores[alpha].append(float(hit.mean()))
+  alpha = max(scores, key=lambda key: np.mean(scores[key]))
+  known = test.group >= 0
+  guessed = guess(Ridge(x), target, test.pixels[known], alpha).argmax(axis=1)
+  majority = np.bincount(test.group[known]).max() / known.sum()
+  return {
+    "probe_group": float((guessed == test.group[known]).mean()),
+    "probe_group_majority": float(majority),
+    "probe_alpha": alpha,
+  }
+
+
+def floors(train_source: Any, test_source: Any) -> dict[str, Any]:
+  """Returns every floor of one split: i2t_r1 ... t2i_r10, chance, probe_group, n.
+
+  Args:
+    train_source: raw examples with image_bytes, captions, id, family, label_group.
+    test_source: the same, of other families.
+  """
+  train, test = read(train_source), read(test_source)
+  return {
+    "n": len(test.id),
+    "n_train": len(train.id),
+    **retrieval_floor(train, test),
+    **probe_floor(train, test),
+  }
+
+
+def style_floor(
+  train_source: Any, test_source: Any, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+  """Returns i2t_r<k> of naming drawings by their nearest training drawing in pixels.
+
+  A concept is as near as its nearest training drawing. Test drawings of concepts that
+  training never drew are misses: nothing could name them.
+
+  Args:
+    train_source: raw examples with image_bytes, captions, family and id, and with key,
+      the concept, where ids depend on the styles.
+    test_source: the same concepts, drawn in another style.
+  """
+  train, test = read(train_source), read(test_source)
+  concept = dict(zip(test.key, test.id.tolist()))
+  # Concepts that are not asked for still compete: each is a wrong answer of its own.
+  named = np.asarray([concept.get(k, -1 - i) for i, k in enumerate(train.key)])
+  concepts, position = np.unique(named, return_inverse=True)
+  mean = train.pixels.mean(axis=0)
+  scores = unit(test.pixels - mean) @ unit(train.pixels - mean).T
+  nearest = np.full((len(concepts), len(scores)), -np.inf, np.float32)
+  np.maximum.at(nearest, position, scores.T)
+  at = np.minimum(np.searchsorted(concepts, test.id), len(concepts) - 1)
+  own = np.where(concepts[at] == test.id, nearest[at, np.arange(len(at))], -np.inf)
+  rank = (nearest >= own - retrieval.TIE).sum(axis=0) - 1
+  out = {f"i2t_r{k}": float((rank < k).mean()) for k in ks}
+  out |= {f"i2t_chance_r{k}": min(1.0, k / len(concepts)) for k in ks}
+  drawn = float(np.isin(test.id, concepts).mean())
+  return out | {"n": float(len(rank)), "concepts": float(len(concepts)), "drawn": drawn}
+
+
+def average(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns {"mean": ..., "std": ..., "runs": ...} over the runs of several seeds."""
+  keys = [k for k, v in runs[0].items() if isinstance(v, int | float)]
+  values = {k: [float(r[k]) for r in runs] for k in keys}
+  return {
+    "mean": {k: float(np.mean(v)) for k, v in values.items()},
+    "std": {k: float(np.std(v)) for k, v in values.items()},
+    "runs": list(runs),
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the floors of several family splits; prints and saves mean and spread."""
+  from input_pipeline.sources import emoji
+
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.emoji_floors")
+  parser.add_argument("--seeds", type=int, default=5, help="family splits")
+  parser.add_argument("--out", help="JSON file of the results")
+  parser.add_argument("--styles", nargs=2, metavar=("TRAIN", "TEST"),
+                      help="style floor instead, such as twemoji noto")  # fmt: skip
+  args = parser.parse_args(argv)
+  if args.styles:
+    train, test = (emoji.Source(split="all", styles=(s,)) for s in args.styles)
+    out: dict[str, Any] = {"styles": args.styles, **style_floor(train, test)}
+    print(json.dumps(out, indent=1))
+  else:
+    runs = []
+    for seed in range(args.seeds):
+      splits = (emoji.Source(split=s, seed=seed) for s in ("train", "test"))
+      runs.append(floors(*splits))
+      found = ", ".join(f"R@{k} {runs[-1][f'i2t_r{k}']:.3f}" for k in (1, 5, 10))
+      print(f"split {seed}: image to text {found}", flush=True)
+    out = average(runs)
+    for key, mean in out["mean"].items():
+      print(f"{key:24} {mean:8.3f} +- {out['std'][key]:.3f}")
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,129 @@
+"""The emoji set: 1,923 drawings named in 14 languages (packages; see NOTICE).
+
+What the *_emoji recipes share: data, augmentation, evaluators. A fifth of the concepts,
+whole families of them, is held out: neither drawn, named nor toned while training.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+SIZE = 48  # pixels; the drawings have 72
+# Of `get_config(arg)`.
+ARGS = dict(seed=0, runlocal=False, full=False)
+
+
+def set_data(c: ConfigDict, seed: int) -> None:
+  """Fills `c.data`: crops, colours, captions in every language, skin tones."""
+  c.seed = seed
+  normalize = ("normalize", dict(mean=(0.75, 0.75, 0.75), std=(0.35, 0.35, 0.35)))
+  # Decoded once, then kept: 4,000 small pictures fit in memory.
+  decode = ("decode_image", dict(cache=16_384))
+  c.data.source = "emoji"
+  c.data.options = ConfigDict(dict(seed=seed, skin_tones=True, tone_limit=1))
+  c.data.tokenizer = "{workdir}/tokenizer.model"
+  c.data.transforms = (
+    decode,
+    ("random_resized_crop", dict(scale=(0.7, 1.3), ratio=(0.85, 1.18), rotate=8.0)),
+    ("color", dict(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.02)),
+    normalize,
+    ("sample_caption", dict(share=0.5, main=0.6, word_dropout=0.1)),
+    ("tokenize", {}),
+  )
+  c.data.eval_transforms = (
+    decode,
+    ("resize", {}),
+    normalize,
+    ("sample_caption", dict(train=False)),
+    ("tokenize", {}),
+  )
+  c.data.threads = 2
+
+
+def set_model(c: ConfigDict) -> None:
+  """Sets the sizes that every emoji recipe shares."""
+  c.model.embed_dim = 128
+  c.model.trunk.update(
+    dict(width=128, depth=6, heads=4, mlp=512, dropout=0.1, drop_path=0.1)
+  )
+  c.model.modalities.image = base.modality(size=(SIZE, SIZE, 3), patch=(8, 8))
+  c.model.modalities.text = base.modality(stem="tokens", vocab=6000, length=12)
+
+
+def set_moe(c: ConfigDict) -> None:
+  """One trunk for both modalities, 8 experts in every second block: a small LIMoE."""
+  c.model.shared_trunk = True
+  c.model.moe.update(dict(every=2, experts=8, k=1, group=32, capacity=1.25))
+  c.model.moe.min_experts = ConfigDict(dict(text=3.0, image=5.0))
+
+
+def set_training(c: ConfigDict) -> None:
+  """Sets what fits in about seven minutes on two CPU cores."""
+  c.batch_size = 256
+  c.total_steps = 400
+  c.ema = 0.99
+  c.optimizer.update(dict(lr=1.5e-3, warmup=40, weight_decay=0.1, clip=1.0))
+  c.log_every = 10
+  c.checkpoint.update(dict(every=100, keep=2, best="retrieval/i2t_r10"))
+  c.objective.options.losses = (
+    ("infonce", 1.0, dict(pairs=base.IMAGE_TEXT, temperature=0.07, max_scale=50.0)),
+  )
+
+
+def set_evaluators(c: ConfigDict, every: int, routing: bool = False) -> None:
+  """Sets the evaluators: retrieval on both splits, zero-shot, health, routing."""
+  flags = (("flag", 1),)
+  train = dict(skin_tones=False)
+  prompts = dict(templates=("{}", "{} emoji", "a picture of {}"))
+  c.evaluators = (
+    ("retrieval", every, dict(split="test", without=flags)),
+    (
+      "retrieval",
+      0,
+      dict(name="retrieval_train", split="train", without=flags, source=train),
+    ),
+    ("zero_shot", 0, dict(labels=("group",), **prompts)),
+    (
+      "zero_shot",
+      0,
+      dict(
+        name="zero_shot_subgroup",
+        labels=("subgroup",),
+        min_items=10,
+        count_splits=("train", "test"),
+        **prompts,
+      ),
+    ),
+    ("health", 0, dict(split="test")),
+  )
+  if routing:
+    c.evaluators += (("routing", every, dict(split="test")),)
+
+
+def run_local(c: ConfigDict) -> None:
+  """Shrinks everything to a run of seconds: for tests and for trying things out."""
+  c.model.embed_dim = 16
+  c.model.trunk.update(dict(width=16, depth=2, heads=2, mlp=32))
+  c.model.modalities.image.update(dict(size=(16, 16, 3), patch=(8, 8)))
+  c.model.modalities.text.vocab = 3000
+  c.model.moe.update(dict(experts=4, group=16))
+  c.model.moe.min_experts = ConfigDict(dict(text=1.5, image=2.0))
+  c.batch_size, c.total_steps, c.log_every = 32, 8, 2
+  c.optimizer.warmup = 2
+  c.checkpoint.every = 4
+
+
+def finish(c: ConfigDict, args: ConfigDict, name: str, routing: bool = False):
+  """Sets what comes last in each recipe; returns the config."""
+  c.name = name
+  set_training(c)
+  if args.full:
+    c.total_steps = 2400
+    c.optimizer.warmup = 200
+    c.checkpoint.every = 400
+  set_data(c, args.seed)
+  set_evaluators(c, every=c.checkpoint.every, routing=routing)
+  if args.runlocal:
+    run_local(c)
+    set_evaluators(c, every=4, routing=routing)
+  return c

@@ -1,0 +1,222 @@
+"""What every evaluator is given, and one pass over a split that they all share.
+
+Every host calls every evaluator and gets the same arrays: nothing here depends on the
+process index, so that no host waits for a collective that another one skipped.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from input_pipeline import pipeline
+from model.types import Batch, Encoded, Params
+from sharding import placement
+
+Encode = Callable[[Params, Batch], tuple[dict[str, Encoded], dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What an evaluator needs besides the parameters.
+
+  Attributes:
+    mesh: the devices that encode.
+    encode: pure (params, batch) -> (modality -> Encoded, aux), in evaluation mode.
+    config: the whole recipe.
+    workdir: where artifacts go, under artifacts/; "" keeps none.
+  """
+
+  mesh: jax.sharding.Mesh
+  encode: Encode
+  config: ConfigDict
+  workdir: str = ""
+  # One jitted function for all evaluators and all steps of a run: compiled once for
+  # each set of modalities and batch size.
+  _compiled: dict[str, Any] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
+
+  def apply(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
+    """Returns (modality -> unit f32[b, d], aux) of one global batch; compiles once."""
+    if "encode" not in self._compiled:
+
+      def embed_batch(params, batch):
+        encoded, aux = self.encode(params, batch)
+        return {m: normalise(e.pooled) for m, e in encoded.items()}, aux
+
+      self._compiled["encode"] = jax.jit(embed_batch)
+    with jax.set_mesh(self.mesh):
+      return self._compiled["encode"](params, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+  """A whole split in the shared space, without padding, the same on every host.
+
+  Attributes:
+    z: modality -> f32[n, d], L2-normalised.
+    id: i32[n]; equal ids mean the same concept, hence a positive pair.
+    labels: label name -> i32[n], -1 where unlabelled.
+    index: i64[n], positions in `input_pipeline.pipeline.source(config, split=...)`.
+    aux: the towers' aux, each averaged over batches, weighted by their valid rows.
+  """
+
+  z: dict[str, np.ndarray]
+  id: np.ndarray
+  labels: dict[str, np.ndarray]
+  index: np.ndarray
+  aux: dict[str, np.ndarray]
+
+
+def normalise(x: jax.Array) -> jax.Array:
+  """Returns x [b, d] in f32 and at unit length; a zero vector stays zero."""
+  x = x.astype(jnp.float32)
+  norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+  return x / jnp.maximum(norm, 1e-12)
+
+
+def embed(
+  context: Context,
+  params: Params,
+  *,
+  split: str,
+  modalities: Sequence[str] = (),
+  batch_size: int = 0,
+  options: Mapping[str, Any] | None = None,
+) -> Embedded:
+  """Encodes a split once: padded batches in, unpadded unit embeddings out.
+
+  Args:
+    context: mesh, encode function and recipe.
+    params: the towers' and the objective's parameters, as `context.encode` takes them.
+    split: which split of config.data.source.
+    modalities: to encode; () is all that the model has.
+    batch_size: global; 0 is config.batch_size.
+    options: changes to the source's options, such as a drawing style or a language.
+
+  Raises:
+    ValueError: an unknown modality, or a split without examples.
+  """
+  known = tuple(context.config.model.modalities)
+  wanted = tuple(modalities) or known
+  if unknown := set(wanted) - set(known):
+    raise ValueError(
+      f"modalities {sorted(unknown)} are not in config.model.modalities {list(known)}"
+    )
+  shard, shards = placement.data_shard(context.mesh)
+  batches = pipeline.eval_batches(
+    context.config,
+    split=split,
+    batch_size=batch_size or context.config.batch_size,
+    process_index=shard,
+    process_count=shards,
+    options=options,
+  )
+  hidden = {k for m in set(known) - set(wanted) for k in (m, f"{m}_mask")}
+  kept = ({k: v for k, v in b.items() if k not in hidden} for b in batches)
+  z, side, aux = _encode_all(context, params, kept)
+  if not z or not len(side["valid"]):
+    raise ValueError(
+      f"split {split!r} of {context.config.data.source!r} has no examples"
+    )
+  valid = side["valid"].astype(bool)
+  index = side.get("index", np.cumsum(valid) - 1)
+  labels = {
+    key.removeprefix("label_"): value[valid]
+    for key, value in side.items()
+    if key.startswith("label_")
+  }
+  return Embedded(
+    z={m: x[valid] for m, x in z.items()},
+    id=side["id"][valid],
+    labels=labels,
+    index=index[valid].astype(np.int64),
+    aux=aux,
+  )
+
+
+def encode_rows(
+  context: Context, params: Params, rows: Mapping[str, np.ndarray], batch_size: int = 0
+) -> dict[str, np.ndarray]:
+  """Encodes arrays that every host holds in full, such as the prompts of classes.
+
+  Args:
+    context: mesh, encode function and recipe.
+    params: as `context.encode` takes them.
+    rows: key -> [n, ...], the same on every host.
+    batch_size: global; 0 is config.batch_size. The last batch is padded.
+
+  Returns:
+    modality -> f32[n, d], L2-normalised.
+  """
+  batch_size = batch_size or context.config.batch_size
+  n = len(next(iter(rows.values())))
+  z, _, _ = _encode_all(context, params, _own_rows(rows, n, batch_size, context.mesh))
+  return {m: x[:n] for m, x in z.items()}
+
+
+def save(context: Context, name: str, **arrays: Any) -> None:
+  """Writes <workdir>/artifacts/<name>.npz, on process 0 only."""
+  if not context.workdir or jax.process_index() != 0:
+    return
+  folder = epath.Path(context.workdir) / "artifacts"
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / f"{name.replace('/', '_')}.npz").open("wb") as f:
+    np.savez_compressed(f, **arrays)
+
+
+def to_numpy(x: jax.Array) -> np.ndarray:
+  """Returns the global value of x on this host, whatever its sharding."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _encode_all(
+  context: Context, params: Params, batches: Iterable[Mapping[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Returns (embeddings, ids and labels, averaged aux), padding rows included."""
+  modalities = tuple(context.config.model.modalities)
+  arrays = {k for m in modalities for k in (m, f"{m}_mask")}
+  z: dict[str, list[np.ndarray]] = {}
+  side: dict[str, list[np.ndarray]] = {}
+  aux: dict[str, np.ndarray] = {}
+  weight = 0.0
+  for rows in batches:
+    batch = placement.put_batch(rows, context.mesh)
+    encoded, batch_aux = context.apply(params, batch)
+    for m, x in encoded.items():
+      z.setdefault(m, []).append(to_numpy(x))
+    for key in batch.keys() - arrays:
+      side.setdefault(key, []).append(to_numpy(batch[key]))
+    share = float(np.sum(side["valid"][-1]))
+    for key, value in batch_aux.items():
+      aux[key] = aux.get(key, 0.0) + share * to_numpy(value).astype(np.float64)
+    weight += share
+  averaged = {k: np.asarray(v / max(weight, 1.0), np.float32) for k, v in aux.items()}
+  return _joined(z), _joined(side), averaged
+
+
+def _joined(parts: Mapping[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+  return {key: np.concatenate(values) for key, values in parts.items()}
+
+
+def _own_rows(
+  rows: Mapping[str, np.ndarray], n: int, batch_size: int, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's share of each padded global batch."""
+  shard, shards = placement.data_shard(mesh)
+  own = batch_size // shards
+  for start in range(0, n, batch_size):
+    first = start + own * shard
+    at = np.arange(first, first + own)
+    # Padding repeats the last row: real ids keep every code path finite.
+    batch = {key: np.asarray(x)[np.minimum(at, n - 1)] for key, x in rows.items()}
+    yield batch | {"valid": at < n}

@@ -1,0 +1,1 @@
+"""Grain pipelines: sources, transforms, tokenizer, resumable loader."""

@@ -1,0 +1,232 @@
+"""From a position in the run's endless stream of examples to arrays of a batch.
+
+Position p lies in epoch p // n. Its source index is a permutation of [0, n) of that
+epoch's own seed, and its random numbers come from (seed, stream, p, attempt): nothing
+depends on threads, workers or hosts. An example that drops out is replaced at its own
+position by one whose index those same numbers draw, attempt 1, 2, ...; so no position
+needs to know how many others dropped out, and batches are always full.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from input_pipeline.drop import Drop
+from input_pipeline.interfaces import Example, Source, Transform
+from model import catalogue
+
+TRAIN, EVAL = 0, 1  # streams of random numbers
+_ATTEMPTS = 64
+_ROUNDS = 4  # of Grain's index shuffle
+
+
+class TooManyDropped(ValueError):
+  """More examples dropped out than config.data.max_dropped allows."""
+
+
+class Rows(NamedTuple):
+  """Some rows of a batch, and what it took to fill them.
+
+  Attributes:
+    arrays: key -> [rows, ...].
+    tried: examples that were read.
+    dropped: (reason, source index) of those that were not used.
+  """
+
+  arrays: dict[str, np.ndarray]
+  tried: int
+  dropped: list[tuple[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+  """Makes the examples of a source; picklable, so that workers can have one each.
+
+  Attributes:
+    source: raw examples.
+    transforms: applied in order; (name, transform).
+    shapes: key -> expected shape of a modality's array.
+    seed: of the run.
+    stream: TRAIN or EVAL.
+    split: for error messages.
+  """
+
+  source: Source
+  transforms: tuple[tuple[str, Transform], ...]
+  shapes: Mapping[str, tuple[int, ...]]
+  seed: int
+  stream: int
+  split: str = "train"
+
+  def one(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Returns the arrays of the example at `index` of the source.
+
+    Raises:
+      Drop: it cannot be used.
+      ValueError: a transform reads a key that the example does not have, or an array
+        is not what the model reads.
+    """
+    example = dict(self.source[index])
+    for name, transform in self.transforms:
+      check_reads(name, transform, example, index)
+      changed = transform(example, rng)
+      if changed is None:
+        raise Drop(f"{name} dropped it")
+      example = changed
+    return self._arrays(example, index)
+
+  def train_row(self, position: int) -> tuple[dict, int, list[tuple[str, int]]]:
+    """Returns (arrays, tried, dropped) for a position of the training stream."""
+    dropped: list[tuple[str, int]] = []
+    size = len(self.source)
+    index = shuffled(position, size, self.seed)
+    for attempt in range(_ATTEMPTS):
+      rng = np.random.default_rng((self.seed, self.stream, position, attempt))
+      if attempt:
+        index = int(rng.integers(size))
+      try:
+        return self.one(index, rng), attempt + 1, dropped
+      except Drop as e:
+        dropped.append((e.reason, index))
+    raise TooManyDropped(
+      f"position {position}: {_ATTEMPTS} examples in a row dropped out. "
+      + report(dropped, _ATTEMPTS)
+    )
+
+  def eval_row(self, index: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of the example at `index`, with random numbers of its own."""
+    return self.one(index, np.random.default_rng((self.seed, self.stream, index)))
+
+  def _arrays(self, example: Example, index: int) -> dict[str, np.ndarray]:
+    """Returns what a batch holds: modalities, masks, id, index and labels."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, shape in self.shapes.items():
+      if key not in example:
+        continue
+      arrays[key] = value = np.asarray(example[key])
+      if not _fits(value, shape):
+        raise ValueError(
+          f"{key!r} is {value.dtype}{list(value.shape)} after config.data.transforms, "
+          f"but config.model.modalities.{key} reads {_wanted(shape)}"
+        )
+      if f"{key}_mask" in example:
+        arrays[f"{key}_mask"] = np.asarray(example[f"{key}_mask"], bool)
+    if not arrays:
+      raise ValueError(
+        f"examples of split {self.split!r} hold no modality of config.model.modalities "
+        f"{list(self.shapes)} after config.data.transforms, only {sorted(example)}"
+      )
+    whole = {k: v for k, v in example.items() if k.startswith("label_")}
+    whole |= {"id": example.get("id", index), "index": index}
+    return arrays | {k: np.asarray(v, np.int32) for k, v in whole.items()}
+
+
+def check_reads(name: str, transform: Transform, example: Any, index: int) -> None:
+  """Raises ValueError where the example lacks a key that the transform reads."""
+  for key in transform.reads:
+    if key in example:
+      continue
+    choices = key.split("|")
+    if not any(choice in example for choice in choices):
+      raise ValueError(
+        f"transform {name!r} reads {' or '.join(map(repr, choices))}, which example "
+        f"{index} does not have; it has {sorted(example)}. Change "
+        "config.data.transforms or the keys of config.data.options; "
+        f"{catalogue.near_misses(choices[0], sorted(example))}"
+      )
+
+
+def shuffled(position: int, size: int, seed: int) -> int:
+  """Returns the source index of a position: a new permutation in each epoch."""
+  epoch, place = divmod(position, size)
+  if size == 1:
+    return 0
+  shuffle = grain.experimental.index_shuffle
+  return shuffle(place, size - 1, _epoch_seed(seed, epoch), _ROUNDS)
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_seed(seed: int, epoch: int) -> int:
+  # Not seed + epoch: run 1's first epoch would be run 0's second.
+  return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def train_rows(maker: Maker, positions: Sequence[int]) -> Rows:
+  """Returns the rows of some positions of the training stream."""
+  rows, tried, dropped = [], 0, []
+  for position in positions:
+    arrays, n, lost = maker.train_row(position)
+    rows.append(arrays)
+    tried += n
+    dropped += lost
+  return Rows(stack(rows), tried, dropped)
+
+
+def eval_rows(maker: Maker, indices: Sequence[int], template: Callable) -> Rows:
+  """Returns one row for each source index, with `valid`.
+
+  An index beyond the source, or whose example drops out, is a row of zeros with id,
+  index and labels -1. `template` returns the arrays of any usable example.
+  """
+  rows, dropped, tried = [], [], 0
+  for index in indices:
+    row = None
+    if index < len(maker.source):
+      tried += 1
+      try:
+        row = maker.eval_row(index)
+      except Drop as e:
+        dropped.append((e.reason, index))
+    rows.append(row)
+  if any(row is None for row in rows):
+    real = next((row for row in rows if row is not None), None)
+    blank = _blank(template() if real is None else real)
+  arrays = stack([blank if row is None else row for row in rows])
+  arrays["valid"] = np.array([row is not None for row in rows])
+  return Rows(arrays, tried, dropped)
+
+
+def _blank(row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  whole = {"id", "index", *(k for k in row if k.startswith("label_"))}
+  return {k: np.full_like(v, -1 if k in whole else 0) for k, v in row.items()}
+
+
+def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Returns key -> [rows, ...].
+
+  Raises:
+    ValueError: rows with other keys or shapes than the first.
+  """
+  first = rows[0]
+  for row in rows:
+    if row.keys() != first.keys():
+      raise ValueError(
+        f"example {int(row['index'])} has {sorted(row)}, but example "
+        f"{int(first['index'])} has {sorted(first)}: all examples need the same keys"
+      )
+  return {key: np.stack([row[key] for row in rows]) for key in first}
+
+
+def report(dropped: Sequence[tuple[str, int]], tried: int) -> str:
+  """Returns one line: how many dropped out, why, and the first example of each kind."""
+  counts: dict[str, list[int]] = {}
+  for reason, index in dropped:
+    counts.setdefault(reason, []).append(index)
+  ordered = sorted(counts.items(), key=lambda item: (-len(item[1]), item[0]))
+  reasons = ", ".join(f"{r} {len(at)} (example {at[0]})" for r, at in ordered)
+  share = len(dropped) / max(tried, 1)
+  return f"{len(dropped)} of {tried} examples dropped ({share:.1%}): {reasons}"
+
+
+def _fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:
+  wanted = np.int32 if len(shape) == 1 else np.float32
+  single = len(shape) == 3 and shape[-1] == 1 and value.shape == shape[:-1]
+  return (value.shape == shape or single) and value.dtype == wanted
+
+
+def _wanted(shape: tuple[int, ...]) -> str:
+  return f"{'int32' if len(shape) == 1 else 'float32'}{list(shape)}"

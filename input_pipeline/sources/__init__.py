@@ -1,0 +1,1 @@
+"""One source of examples per file; file name = config name."""

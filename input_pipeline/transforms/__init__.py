@@ -1,0 +1,1 @@
+"""One numpy transform per file; file name = config name."""

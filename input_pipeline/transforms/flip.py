@@ -1,0 +1,26 @@
+"""A random mirror image."""
+
+import dataclasses
+
+import numpy as np
+
+from input_pipeline.interfaces import Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+  """Mirrors `image` [h, w, 3] left to right, with probability p.
+
+  Leave it out where left and right mean something: letters, arrows, flags, organs.
+  """
+
+  p: float = 0.5
+
+  reads = ("image",)
+  writes = ("image",)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Returns the example, mirrored or as it is."""
+    if rng.random() >= self.p:
+      return example
+    return example | {"image": example["image"][:, ::-1]}

@@ -1,0 +1,1 @@
+"""Towers: raw modalities to embeddings."""

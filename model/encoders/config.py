@@ -1,0 +1,145 @@
+"""`config.model`, checked: what each modality is, and what its trunk looks like."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from model import catalogue
+from model.layers.block import TrunkConfig
+from model.layers.pool import POOLS
+from model.layers.position import POSITIONS
+from model.moe.config import MoeConfig
+from model.types import Array
+
+WHERE = "config.model.modalities"
+STEMS = ("patches", "tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modality:
+  """The keys of one `config.model.modalities.<name>`; see configs/base.py.
+
+  `trunk` is the modality's own trunk or, in a shared model, the shared one.
+  """
+
+  name: str
+  trunk: TrunkConfig
+  stem: str = "patches"
+  size: tuple[int, ...] = ()
+  patch: tuple[int, ...] = ()
+  vocab: int = 0
+  length: int = 0
+  position: str = "learned"
+  pool: str = "mean"
+  project: bool = True
+
+  def __post_init__(self):
+    where = f"{WHERE}.{self.name}"
+    if not self.name.isidentifier():
+      raise ValueError(f"{where}: the name of a modality must be an identifier")
+    for key, known in (("stem", STEMS), ("position", POSITIONS), ("pool", POOLS)):
+      if getattr(self, key) not in known:
+        raise ValueError(
+          f"{where}.{key} = {getattr(self, key)!r}: "
+          f"{catalogue.near_misses(str(getattr(self, key)), list(known))}"
+        )
+    if self.stem == "tokens":
+      for key in ("vocab", "length"):
+        if getattr(self, key) < 1:
+          raise ValueError(f"{where}.{key} = {getattr(self, key)}, expected at least 1")
+    else:
+      self._check_patches(where)
+    if self.pool == "cls" and self.trunk.causal:
+      raise ValueError(
+        f"{where}.pool = 'cls' with a causal trunk: the first token sees no other; use "
+        f"'last', 'mean' or 'map', or set config.model.trunk.causal = False"
+      )
+    divisor = 4 if self.stem == "patches" else 2
+    if self.position == "sincos" and self.trunk.width % divisor:
+      raise ValueError(
+        f"{where}.position = 'sincos' needs a trunk width divisible by {divisor}, got "
+        f"{self.trunk.width} ({self.trunk.width} % {divisor} = "
+        f"{self.trunk.width % divisor})"
+      )
+
+  def _check_patches(self, where: str) -> None:
+    if len(self.size) != 3 or len(self.patch) != 2 or min(*self.size, *self.patch) < 1:
+      raise ValueError(
+        f"{where}.size = {self.size} and .patch = {self.patch}, expected (height, "
+        "width, channels) and (height, width), all at least 1"
+      )
+    for side, part in zip(self.size, self.patch, strict=False):
+      if side % part:
+        raise ValueError(
+          f"{where}.size = {self.size} is not tiled by {where}.patch = {self.patch} "
+          f"({side} % {part} = {side % part})"
+        )
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of a whole example in the trunk, the one of pool "cls" included."""
+    if self.stem == "tokens":
+      n = self.length
+    else:
+      n = (self.size[0] // self.patch[0]) * (self.size[1] // self.patch[1])
+    return n + (self.pool == "cls")
+
+
+def modalities(model: Mapping[str, Any]) -> tuple[Modality, ...]:
+  """Returns the modalities of `config.model`, in alphabetical order.
+
+  Raises:
+    ValueError: an unknown key, a value that cannot be, or a trunk of its own for a
+      modality of a shared trunk.
+  """
+  shared = catalogue.build(TrunkConfig, model["trunk"], "config.model.trunk")
+  if not len(model["modalities"]):
+    raise ValueError(f"{WHERE} is empty, expected at least one")
+  built = []
+  for name in sorted(model["modalities"]):
+    options = dict(model["modalities"][name].items())
+    own = options.pop("trunk", None) or {}
+    where = f"{WHERE}.{name}"
+    if own and model["shared_trunk"]:
+      raise ValueError(
+        f"{where}.trunk overrides {sorted(own)}, but config.model.shared_trunk is "
+        "True: remove the overrides, or give each modality its own trunk"
+      )
+    trunk = shared
+    if own:
+      merged = {**dict(model["trunk"].items()), **dict(own.items())}
+      trunk = catalogue.build(TrunkConfig, merged, f"{where}.trunk")
+    if "name" in options:
+      raise ValueError(f"unknown key {where}.name: the key of the entry is its name")
+    options |= {"name": name, "trunk": trunk}
+    modality = catalogue.build(Modality, options, where)
+    if not modality.project and trunk.width != model["embed_dim"]:
+      raise ValueError(
+        f"{where}.project = False with a trunk of width {trunk.width}, but "
+        f"config.model.embed_dim = {model['embed_dim']}: they must be equal"
+      )
+    built.append(modality)
+  return tuple(built)
+
+
+def sparse(model: Mapping[str, Any]) -> MoeConfig | None:
+  """Returns the options of the sparse layers, or None for a dense model."""
+  moe = MoeConfig.from_config(model["moe"], tuple(model["modalities"]))
+  return moe if moe.every or moe.layers else None
+
+
+def example(model: Mapping[str, Any], size: int = 1) -> dict[str, Array]:
+  """Returns a batch of `size` zeros of every modality: enough to initialise Towers.
+
+  f32[size, height, width, channels] for patches, int32[size, length] for tokens. The
+  parameters do not depend on `size`.
+  """
+  batch = {}
+  for m in modalities(model):
+    if m.stem == "tokens":
+      batch[m.name] = jnp.zeros((size, m.length), jnp.int32)
+    else:
+      batch[m.name] = jnp.zeros((size, *m.size), jnp.float32)
+  return batch

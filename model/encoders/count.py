@@ -1,0 +1,104 @@
+"""Parameters and arithmetic of a model, from its config alone: nothing is computed."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from model.encoders import config as configs
+from model.encoders import towers
+from model.encoders.config import Modality
+from model.moe.config import MoeConfig
+
+_EXPERTS = "moe/experts/"
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterTable:
+  """Numbers of parameters.
+
+  Attributes:
+    total: all of them.
+    active: those that work on a token, as papers count: all but the E - k of E experts
+      that a token does not visit. Tables of ids and positions count in full.
+    parts: top-level module -> its share of `total`, e.g. {"trunk": ..., "stem_text": ...}.
+  """
+
+  total: int
+  active: int
+  parts: Mapping[str, int]
+
+
+def parameter_table(model: Mapping[str, Any]) -> ParameterTable:
+  """Counts the parameters of `config.model`, allocating none.
+
+  Raises:
+    ValueError: a config that `towers.build` refuses.
+  """
+  net = towers.build(model)
+  moe = net.moe
+  # Tracing deep sparse models takes long, and blocks of one kind are alike: trace one
+  # dense block and one sparse one, and count them as often as they occur.
+  two = tuple(
+    dataclasses.replace(m, trunk=dataclasses.replace(m.trunk, depth=2))
+    for m in net.modalities
+  )
+  sparse = dataclasses.replace(moe, every=0, layers=(1,)) if moe else None
+  small = net.clone(modalities=two, moe=sparse, scan=False)
+  shapes = jax.eval_shape(small.init, jax.random.key(0), configs.example(model))
+  times = {}
+  for m in net.modalities:
+    count = len(moe.blocks(m.trunk.depth)) if moe else 0
+    trunk = "trunk" if net.shared else f"trunk_{m.name}"
+    times[f"{trunk}/block_00"] = m.trunk.depth - count
+    times[f"{trunk}/block_01"] = count
+  parts: dict[str, int] = {}
+  idle = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    part, inside = name.split("/")[:2]
+    size = math.prod(leaf.shape) * times.get(f"{part}/{inside}", 1)
+    parts[part] = parts.get(part, 0) + size
+    if _EXPERTS in name and moe:
+      idle += size * (moe.experts - moe.k) // moe.experts
+  total = sum(parts.values())
+  return ParameterTable(total, total - idle, parts)
+
+
+def flops_per_example(
+  model: Mapping[str, Any], *, capacity: bool = False
+) -> dict[str, float]:
+  """Returns modality -> FLOPs of the matmuls of one forward pass of one whole example.
+
+  A multiplication with its addition is 2. A training step costs 3 times as much, without
+  recomputation. Padding counts; norms, softmax and look-ups do not; a causal mask saves
+  nothing.
+
+  Args:
+    model: `config.model`.
+    capacity: count the buffers of the experts as trained, moe.capacity * k MLPs a token,
+      empty slots included; else the useful k.
+  """
+  moe = configs.sparse(model)
+  return {
+    m.name: _forward(m, moe, model["embed_dim"], capacity)
+    for m in configs.modalities(model)
+  }
+
+
+def _forward(m: Modality, moe: MoeConfig | None, d: int, capacity: bool) -> float:
+  n, w, hidden = m.tokens, m.trunk.width, m.trunk.mlp
+  dense_mlp = 4 * n * w * hidden
+  attention = 8 * n * w**2 + 4 * n**2 * w
+  flops: float = m.trunk.depth * (attention + dense_mlp)
+  if moe:
+    mlps = moe.k * (moe.capacity if capacity else 1)
+    extra = 2 * n * w * moe.experts + (mlps - 1) * dense_mlp
+    flops += len(moe.blocks(m.trunk.depth)) * extra
+  if m.stem == "patches":
+    flops += 2 * (n - (m.pool == "cls")) * m.patch[0] * m.patch[1] * m.size[2] * w
+  if m.pool == "map":  # one query: its own and the result's matmul, all keys and values
+    flops += 4 * w**2 + 4 * n * w**2 + 4 * n * w + 4 * w * hidden
+  return flops + 2 * w * d * m.project

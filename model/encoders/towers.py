@@ -1,0 +1,214 @@
+"""Towers: every modality of a batch becomes a vector of the shared space.
+
+raw array -> stem -> trunk (shared: LIMoE, arXiv 2206.02770; or own: CLIP, 2103.00020)
+-> pool -> projection.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from model import catalogue
+from model.encoders import config as configs
+from model.encoders.config import Modality
+from model.encoders.trunk import Trunk, rematerialised
+from model.layers import constrain, stem
+from model.layers.pool import Pool
+from model.moe.config import MoeConfig
+from model.types import Array, Batch, Encoded, Metrics
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build(model: Mapping[str, Any]) -> "Towers":
+  """Returns the module that `config.model` describes.
+
+  Raises:
+    ValueError: an unknown key, or values that contradict each other.
+  """
+  known = ["embed_dim", "shared_trunk", "trunk", "moe", "modalities"]
+  known += ["scan", "remat", "dtype"]
+  for key in model:
+    if key not in known:
+      raise ValueError(
+        f"unknown key config.model.{key}: {catalogue.near_misses(key, known)}"
+      )
+  if model["dtype"] not in DTYPES:
+    raise ValueError(
+      f"config.model.dtype = {model['dtype']!r}: "
+      f"{catalogue.near_misses(str(model['dtype']), list(DTYPES))}"
+    )
+  rematerialised(model["remat"], model["scan"])  # raises early
+  modalities = configs.modalities(model)
+  moe = configs.sparse(model)
+  for m in modalities if moe else ():
+    moe.blocks(m.trunk.depth)
+  return Towers(
+    modalities=modalities,
+    embed_dim=model["embed_dim"],
+    shared=model["shared_trunk"],
+    moe=moe,
+    scan=model["scan"],
+    remat=model["remat"],
+    dtype=DTYPES[model["dtype"]],
+  )
+
+
+class Towers(nn.Module):
+  """All encoders of a model, as one module with one parameter tree.
+
+  Attributes:
+    modalities: in alphabetical order.
+    embed_dim: of the shared space, d.
+    shared: one trunk for all modalities, or one each.
+    moe: options of the sparse layers; None: dense.
+    scan: scan over layers.
+    remat: "none" | "dots" | "full".
+    dtype: of matmuls and activations; parameters, norms and `pooled` are f32.
+
+  Parameters: stem_<m>, trunk (or trunk_<m>), pool_<m>, project_<m>/kernel [w, d].
+  Random streams while training: "dropout", "router".
+  """
+
+  modalities: tuple[Modality, ...]
+  embed_dim: int
+  shared: bool = False
+  moe: MoeConfig | None = None
+  scan: bool = False
+  remat: str = "none"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, batch: Batch, train: bool = False
+  ) -> tuple[dict[str, Encoded], Metrics]:
+    """Encodes the modalities that the batch holds; its other keys are ignored.
+
+    Args:
+      batch: any non-empty subset of the modalities, their `<m>_mask` if any, and
+        `valid` bool[b]: rows that are False neither route nor count in aux.
+      train: dropout, drop path, routing noise and training capacity.
+
+    Returns:
+      modality -> Encoded, with `pooled` f32[b, d]; and a flat dict: `losses/<name>`
+      f32[], weighted and averaged over the sparse layers, and
+      `metrics/moe/layer<ii>/<name>`.
+
+    Raises:
+      ValueError: no known modality, or batch sizes that differ in a shared trunk.
+    """
+    present = [m for m in self.modalities if m.name in batch]
+    if not present:
+      raise ValueError(
+        f"the batch holds {sorted(batch)}, expected at least one of "
+        f"{[m.name for m in self.modalities]} (config.model.modalities)"
+      )
+    x, masks, pools = {}, {}, {}
+    for m in present:
+      pools[m.name] = self._pool(m)
+      tokens, mask = self._stem(m)(batch[m.name], batch.get(f"{m.name}_mask"))
+      tokens, masks[m.name] = pools[m.name].prepend(tokens, mask)
+      x[m.name] = constrain.batch(tokens)
+    x, aux = self._trunks(present, x, masks, batch.get("valid"), train)
+    encoded = {}
+    for m in present:
+      pooled = pools[m.name](x[m.name], masks[m.name])
+      if m.project:
+        pooled = self._project(m.name, pooled)
+      encoded[m.name] = Encoded(pooled, x[m.name], _whole(masks[m.name], x[m.name]))
+    return encoded, aux
+
+  def _stem(self, m: Modality) -> nn.Module:
+    common = dict(width=m.trunk.width, position=m.position, name_of=m.name)
+    common |= dict(dtype=self.dtype, name=f"stem_{m.name}")
+    if m.stem == "tokens":
+      return stem.Tokens(vocab=m.vocab, length=m.length, **common)
+    return stem.Patches(size=m.size, patch=m.patch, **common)
+
+  def _pool(self, m: Modality) -> Pool:
+    return Pool(
+      m.pool,
+      m.trunk.width,
+      heads=m.trunk.heads,
+      hidden=m.trunk.mlp,
+      norm_kind=m.trunk.norm,
+      dtype=self.dtype,
+      implementation=m.trunk.attention,
+      name=f"pool_{m.name}",
+    )
+
+  def _project(self, name: str, pooled: Array) -> Array:
+    project = nn.Dense(
+      self.embed_dim,
+      use_bias=False,
+      dtype=self.dtype,
+      dot_general=_accumulate_f32,
+      name=f"project_{name}",
+    )
+    return project(pooled)
+
+  def _trunks(self, present, x, masks, valid, train):
+    options = dict(moe=self.moe, scan=self.scan, remat=self.remat, dtype=self.dtype)
+    if self.shared:
+      if len({y.shape[0] for y in x.values()}) > 1:
+        sizes = {m: y.shape[0] for m, y in x.items()}
+        raise ValueError(f"modalities of one batch differ in their examples: {sizes}")
+      trunk = Trunk(present[0].trunk, name="trunk", **options)
+      x, reports = trunk(x, masks, self._routed(x, masks, valid), train)
+      return x, _collect([reports])
+    done, all_reports = {}, []
+    for m in present:
+      one, mask = {m.name: x[m.name]}, {m.name: masks[m.name]}
+      trunk = Trunk(m.trunk, name=f"trunk_{m.name}", **options)
+      one, reports = trunk(one, mask, self._routed(one, mask, valid), train)
+      done |= one
+      all_reports.append(
+        {i: {_of(k, m.name): v for k, v in r.items()} for i, r in reports.items()}
+      )
+    return done, _collect(all_reports)
+
+  def _routed(self, x, masks, valid):
+    """Returns bool[b, sum of n]: real tokens of valid examples; None if dense."""
+    if self.moe is None:
+      return None
+    masks = [_whole(masks[m], x[m]) for m in sorted(x)]
+    routed = jnp.concatenate(masks, axis=1)
+    return routed if valid is None else routed & valid[:, None]
+
+
+def _accumulate_f32(lhs, rhs, dims, precision=None, preferred_element_type=None):
+  # bf16 inputs, f32 sums: the embedding is not rounded to 8 bits.
+  del preferred_element_type
+  return jax.lax.dot_general(
+    lhs, rhs, dims, precision=precision, preferred_element_type=jnp.float32
+  )
+
+
+def _whole(mask: Array | None, x: Array) -> Array:
+  return jnp.ones(x.shape[:2], bool) if mask is None else mask
+
+
+def _of(name: str, modality: str) -> str:
+  """Makes a metric's name unique among trunks; losses keep theirs, to be averaged."""
+  if name.startswith("losses/") or name.endswith(f"/{modality}"):
+    return name
+  return f"{name}/{modality}"
+
+
+def _collect(trunks: list[dict[int, Metrics]]) -> Metrics:
+  """Averages the losses over the sparse layers that report them; names the metrics."""
+  losses: dict[str, list[Array]] = {}
+  aux: Metrics = {}
+  for reports in trunks:
+    for i, report in reports.items():
+      for name, value in report.items():
+        if name.startswith("losses/"):
+          losses.setdefault(name, []).append(value)
+        else:
+          name = name.removeprefix("metrics/")
+          aux[f"metrics/moe/layer{i:02d}/{name}"] = value
+  means = {name: jnp.mean(jnp.stack(values)) for name, values in losses.items()}
+  return means | aux

@@ -1,0 +1,119 @@
+"""Multi-head attention with padding; a row that may look nowhere gives 0, never NaN."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.types import Array
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+def attend(
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Array | None = None,
+  *,
+  causal: bool = False,
+  implementation: str = "xla",
+) -> Array:
+  """Returns softmax(q k / sqrt(dh)) v (arXiv 1706.03762, eq. 1), softmax in f32.
+
+  Args:
+    q: [b, q, h, dh].
+    k: [b, n, h, dh].
+    v: [b, n, h, dh].
+    mask: bool[b, n], True for a key that may be seen; None: all.
+    causal: query i sees keys 0 to i only; needs as many queries as keys.
+    implementation: of `jax.nn.dot_product_attention`.
+
+  Returns:
+    [b, q, h, dh]; exactly 0, with zero gradient, where a query may see no key.
+  """
+  if mask is None:
+    return jax.nn.dot_product_attention(
+      q, k, v, is_causal=causal, implementation=implementation
+    )
+  # A blind query looks everywhere, so that no softmax is over nothing (NaN in some
+  # kernels, and in every gradient of a masked one); its result is then dropped.
+  if causal:
+    seen = jnp.cumsum(mask, axis=-1) > 0  # bool[b, q]
+  else:
+    seen = jnp.any(mask, axis=-1, keepdims=True)  # bool[b, 1]
+  y = jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    mask=mask[:, None, None, :] | ~seen[:, None, :, None],
+    is_causal=causal,
+    implementation=implementation,
+  )
+  return jnp.where(seen[:, :, None, None], y, jnp.zeros((), y.dtype))
+
+
+class Attention(nn.Module):
+  """Multi-head attention of tokens to themselves, or of given queries to them.
+
+  Attributes:
+    heads: number of heads, h; must divide the width.
+    causal: tokens look only backwards.
+    dtype: of the matmuls and the result.
+    implementation: "xla" | "cudnn".
+
+  Parameters (f32): {query, key, value}/kernel [w, h, w/h], their bias [h, w/h];
+  out/kernel [h, w/h, w], out/bias [w].
+  """
+
+  heads: int
+  causal: bool = False
+  dtype: jnp.dtype = jnp.float32
+  implementation: str = "xla"
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Array | None = None, query: Array | None = None
+  ) -> Array:
+    """Attends.
+
+    Args:
+      x: [b, n, w].
+      mask: bool[b, n], True for a real token; None: all real.
+      query: [b, q, w]; x itself by default.
+
+    Returns:
+      dtype [b, q, w].
+
+    Raises:
+      ValueError: a width that the heads do not divide.
+    """
+    width = x.shape[-1]
+    if width % self.heads:
+      raise ValueError(
+        f"width {width} is not divisible by config.model.trunk.heads = {self.heads} "
+        f"({width} % {self.heads} = {width % self.heads})"
+      )
+
+    def project(name: str, inputs: Array) -> Array:
+      return nn.DenseGeneral(
+        (self.heads, width // self.heads),
+        dtype=self.dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        name=name,
+      )(inputs)
+
+    y = attend(
+      project("query", x if query is None else query),
+      project("key", x),
+      project("value", x),
+      mask,
+      causal=self.causal,
+      implementation=self.implementation,
+    )
+    return nn.DenseGeneral(
+      width,
+      axis=(-2, -1),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      name="out",
+    )(y)

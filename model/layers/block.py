@@ -1,0 +1,135 @@
+"""A pre-norm transformer block over one or several modalities.
+
+Modalities share the weights but not the attention: each example of each modality
+attends only within itself. A sparse MLP, where there is one, sees all of them at once.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.layers import constrain, stochastic
+from model.layers.attention import IMPLEMENTATIONS, Attention
+from model.layers.mlp import Mlp
+from model.layers.norm import NORMS, Norm
+from model.types import Array, Metrics
+
+Streams = Mapping[str, Array]  # modality -> tokens [b, n, w]
+Masks = Mapping[str, Array | None]  # modality -> bool[b, n]; None: all tokens are real
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+  """The keys of `config.model.trunk`; see configs/base.py."""
+
+  width: int = 384
+  depth: int = 8
+  heads: int = 6
+  mlp: int = 1536
+  dropout: float = 0.0
+  drop_path: float = 0.0
+  norm: str = "layernorm"
+  causal: bool = False
+  attention: str = "xla"
+
+  def __post_init__(self):
+    where = "config.model.trunk"
+    for key in ("width", "depth", "heads", "mlp"):
+      if getattr(self, key) < 1:
+        raise ValueError(f"{where}.{key} = {getattr(self, key)}, expected at least 1")
+    if self.width % self.heads:
+      raise ValueError(
+        f"{where}.width = {self.width} is not divisible by {where}.heads = "
+        f"{self.heads} ({self.width} % {self.heads} = {self.width % self.heads})"
+      )
+    for key in ("dropout", "drop_path"):
+      if not 0 <= getattr(self, key) < 1:
+        raise ValueError(
+          f"{where}.{key} = {getattr(self, key)}, expected 0 or more and below 1"
+        )
+    for key, known in (("norm", NORMS), ("attention", IMPLEMENTATIONS)):
+      if getattr(self, key) not in known:
+        raise ValueError(
+          f"{where}.{key} = {getattr(self, key)!r}, expected one of {known}"
+        )
+
+  def drop_path_rate(self, layer: int) -> float:
+    """Returns the stochastic depth rate of a block: linear, from 0 at the first."""
+    return self.drop_path * layer / max(self.depth - 1, 1)
+
+
+class Block(nn.Module):
+  """Attention and MLP, each on its normalised input and added to it (arXiv 2002.04745).
+
+  Attributes:
+    config: of the trunk.
+    moe: makes the sparse MLP, given its `name`; None: a dense one.
+    train: dropout, drop path, routing noise and training capacity, or none of them.
+    dtype: of the matmuls and activations.
+
+  Parameters: norm1, attention, norm2, and mlp or moe.
+  """
+
+  config: TrunkConfig
+  moe: Callable[..., nn.Module] | None = None
+  train: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Streams, masks: Masks, routed: Array | None, rate: float | Array
+  ) -> tuple[Streams, Metrics]:
+    """Applies the block.
+
+    Args:
+      x: modality -> dtype [b, n, w]; in the sparse MLP their tokens stand side by side
+        in the alphabetical order of the names.
+      masks: modality -> bool[b, n] or None, True for a token that may be attended to.
+      routed: bool[b, sum of n], True for a token that a sparse MLP may route.
+      rate: stochastic depth rate of this block.
+
+    Returns:
+      modality -> [b, n, w], and what the sparse MLP reports ({} if dense).
+    """
+    c = self.config
+    norm1 = Norm(c.norm, dtype=self.dtype, name="norm1")
+    attention = Attention(
+      c.heads,
+      causal=c.causal,
+      dtype=self.dtype,
+      implementation=c.attention,
+      name="attention",
+    )
+    norm2 = Norm(c.norm, dtype=self.dtype, name="norm2")
+    x = {m: y + self._drop(attention(norm1(y), masks[m]), rate) for m, y in x.items()}
+    z = {m: norm2(y) for m, y in x.items()}
+    aux: Metrics = {}
+    if self.moe is None:
+      mlp = Mlp(c.mlp, dtype=self.dtype, name="mlp")
+      z = {m: mlp(y) for m, y in z.items()}
+    else:
+      # Not the order of the dict: transformations rebuild dicts in sorted order.
+      names = sorted(z)
+      sizes = [z[m].shape[1] for m in names]
+      joined, aux = self.moe(name="moe")(
+        jnp.concatenate([z[m] for m in names], axis=1),
+        routed,
+        modality=tuple(zip(names, sizes)),
+        train=self.train,
+      )
+      ends = np.cumsum(sizes)[:-1].tolist()
+      z = dict(zip(names, jnp.split(joined, ends, axis=1)))
+    return {m: constrain.batch(y + self._drop(z[m], rate)) for m, y in x.items()}, aux
+
+  def _drop(self, y: Array, rate: float | Array) -> Array:
+    if not self.train:
+      return y
+    if self.config.dropout:
+      y = stochastic.dropout(y, self.config.dropout, self.make_rng("dropout"))
+    if isinstance(rate, jax.Array) or rate:
+      y = stochastic.drop_path(y, rate, self.make_rng("dropout"))
+    return y

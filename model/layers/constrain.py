@@ -1,0 +1,25 @@
+"""Tells the partitioner that activations stay split over the batch."""
+
+import math
+
+import jax
+from jax.sharding import PartitionSpec
+
+from model.types import BATCH_AXES, Array
+
+
+def batch(x: Array) -> Array:
+  """Constrains axis 0 of x [b, ...] to the mesh's batch axes; the rest stays whole.
+
+  Returns x itself without a mesh, inside `jax.shard_map` over those axes, or when they
+  do not divide b: a batch of a few prompts is not worth an error.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or any(axis in mesh.manual_axes for axis in BATCH_AXES):
+    return x
+  axes = tuple(a for a in BATCH_AXES if mesh.shape.get(a, 1) > 1)
+  if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
+    return x
+  # Without this, parameters split over fsdp can win: XLA then splits the width of the
+  # activations and gathers the batch.
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))

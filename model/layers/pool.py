@@ -1,0 +1,96 @@
+"""Pooling: the tokens of an example become one vector, and padding has no say in it."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from model.layers.attention import Attention
+from model.layers.mlp import Mlp
+from model.layers.norm import Norm
+from model.types import Array
+
+POOLS = ("mean", "cls", "last", "map")
+
+
+def mean(x: Array, mask: Array | None) -> Array:
+  """[b, n, w], bool[b, n] -> f32[b, w]: the mean over real tokens; 0 without any."""
+  x = x.astype(jnp.float32)
+  if mask is None:
+    return jnp.mean(x, axis=1)
+  total = jnp.sum(jnp.where(mask[..., None], x, jnp.float32(0)), axis=1)
+  count = jnp.sum(mask, axis=1, dtype=jnp.float32)
+  return total / jnp.maximum(count, jnp.float32(1))[:, None]
+
+
+def last(x: Array, mask: Array | None) -> Array:
+  """[b, n, w], bool[b, n] -> f32[b, w]: the last real token; 0 if there is none."""
+  if mask is None:
+    return x[:, -1].astype(jnp.float32)
+  at = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+  y = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+  return jnp.where(mask.any(axis=1)[:, None], y, jnp.float32(0))
+
+
+class Pool(nn.Module):
+  """One vector per example.
+
+  Attributes:
+    kind: "mean" | "cls" (a learned token put in front of the others) | "last" (the last
+      real token) | "map" (a learned query attends to the tokens, then a residual MLP:
+      arXiv 2106.04560, appendix A; SigLIP's head).
+    width: of a token.
+    heads: of "map".
+    hidden: MLP width of "map".
+    norm_kind: of the norm of "map".
+    dtype: of the matmuls of "map".
+    implementation: of the attention of "map".
+
+  Parameters (f32): cls [w] of "cls"; probe [w], attention, norm and mlp of "map".
+  """
+
+  kind: str
+  width: int
+  heads: int = 1
+  hidden: int = 1
+  norm_kind: str = "layernorm"
+  dtype: jnp.dtype = jnp.float32
+  implementation: str = "xla"
+
+  def setup(self):
+    """Creates the parameters of `kind`."""
+    if self.kind not in POOLS:
+      raise ValueError(f"pool = {self.kind!r}, expected one of {POOLS}")
+    if self.kind == "cls":
+      self.cls = self.param("cls", nn.initializers.normal(0.02), (self.width,))
+    if self.kind == "map":
+      init = nn.initializers.normal(self.width**-0.5)
+      self.probe = self.param("probe", init, (self.width,))
+      self.attention = Attention(
+        self.heads, dtype=self.dtype, implementation=self.implementation
+      )
+      self.norm = Norm(self.norm_kind, dtype=self.dtype)
+      self.mlp = Mlp(self.hidden, dtype=self.dtype)
+
+  def prepend(self, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
+    """Puts the token of "cls" before x [b, n, w] and its mask; else changes nothing."""
+    if self.kind != "cls":
+      return x, mask
+    b, _, w = x.shape
+    token = jnp.broadcast_to(self.cls.astype(x.dtype)[None, None], (b, 1, w))
+    if mask is not None:
+      mask = jnp.concatenate([jnp.ones((b, 1), bool), mask], axis=1)
+    return jnp.concatenate([token, x], axis=1), mask
+
+  def __call__(self, x: Array, mask: Array | None) -> Array:
+    """x: [b, n, w], mask: bool[b, n] or None (all real) -> f32[b, w]."""
+    if self.kind == "cls":
+      return x[:, 0].astype(jnp.float32)
+    if self.kind == "mean":
+      return mean(x, mask)
+    if self.kind == "last":
+      return last(x, mask)
+    probe = jnp.broadcast_to(
+      self.probe.astype(self.dtype)[None, None], (x.shape[0], 1, self.width)
+    )
+    y = self.attention(x, mask, query=probe)
+    y = y + self.mlp(self.norm(y))
+    return y[:, 0].astype(jnp.float32)

@@ -1,0 +1,184 @@
+"""Stems: a raw array becomes tokens [b, n, w] and says which of them are real.
+
+`Patches` serves images and every other 2-D feature map: spectrograms, video features,
+piano rolls. `Tokens` serves every sequence of ids. A new modality is a config entry.
+"""
+
+import math
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from model.layers import position as positions
+from model.types import Array
+
+
+class Patches(nn.Module):
+  """Cuts an array into patches and maps each to a token (arXiv 2010.11929, eq. 1).
+
+  Attributes:
+    width: of a token.
+    size: (height, width, channels) of the input; channels 1 for [b, t, f].
+    patch: (height, width) of a patch.
+    position: "learned" | "sincos" | "none".
+    name_of: the modality, for error messages.
+    dtype: of the result.
+
+  Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w].
+  """
+
+  width: int
+  size: tuple[int, int, int]
+  patch: tuple[int, int]
+  position: str = "learned"
+  name_of: str = "image"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array | None]:
+    """Cuts and embeds.
+
+    An image of another size than `size` gets interpolated positions. Features [b, t, f]
+    may be shorter than `size` along t: they keep the first positions.
+
+    Args:
+      x: float [b, h, w, c] or [b, t, f].
+      mask: bool[b, h], True for a real frame (row); padded frames count as 0.
+
+    Returns:
+      dtype [b, n, w], row by row; bool[b, n], True where a patch holds any real frame,
+      or None without a mask.
+
+    Raises:
+      ValueError: an input that the patches do not tile, or not of `size`'s features.
+      TypeError: integers, which nobody has normalised.
+    """
+    where = f"config.model.modalities.{self.name_of}"
+    features = x.ndim == 3
+    if features:
+      x = x[..., None]
+    grid = self._grid(x, features, where)
+    (rows, columns), (high, wide) = grid, self.patch
+    if mask is not None:
+      if mask.shape != x.shape[:2]:
+        raise ValueError(
+          f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape[:2]}: one "
+          f"entry per frame (axis 1) of {self.name_of}"
+        )
+      # A patch may be half real: what padding holds must not reach its token.
+      x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
+      mask = mask.reshape(-1, rows, high).any(axis=-1)
+      mask = jnp.repeat(mask, columns, axis=1)
+    # A reshape and one matmul: the same numbers as a strided convolution, and faster.
+    x = x.astype(self.dtype).reshape(-1, rows, high, columns, wide, x.shape[-1])
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
+    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
+    table = self._positions(grid, features)
+    return (x if table is None else x + table.astype(self.dtype)[None]), mask
+
+  def _grid(self, x: Array, features: bool, where: str) -> tuple[int, int]:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise TypeError(
+        f"{self.name_of} has dtype {x.dtype}, expected normalised floats: add a "
+        "normalising transform to config.data.transforms"
+      )
+    _, h, w, c = x.shape
+    high, wide = self.patch
+    if h % high or w % wide:
+      raise ValueError(
+        f"{self.name_of} of {h} x {w} is not tiled by {where}.patch = {self.patch} "
+        f"({h} % {high} = {h % high}, {w} % {wide} = {w % wide})"
+      )
+    if c != self.size[2]:
+      raise ValueError(
+        f"{self.name_of} has {c} channels, expected {self.size[2]} ({where}.size = "
+        f"{self.size})"
+      )
+    if features and (w != self.size[1] or h > self.size[0]):
+      raise ValueError(
+        f"{self.name_of} is [b, {h}, {w}], expected at most {self.size[0]} frames of "
+        f"{self.size[1]} features ({where}.size = {self.size})"
+      )
+    return h // high, w // wide
+
+  def _positions(self, grid: tuple[int, int], features: bool) -> Array | None:
+    own = (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
+    table = _table(self, self.position, own, self.width)
+    if table is None or grid == own:
+      return table
+    if features:
+      return table[: math.prod(grid)]
+    return positions.resize_positions(table, own, grid)
+
+
+class Tokens(nn.Module):
+  """Looks ids up in a table and adds their positions.
+
+  Attributes:
+    width: of a token.
+    vocab: number of ids, the padding id 0 included.
+    length: most ids of an example.
+    position: "learned" | "sincos" | "none".
+    name_of: the modality, for error messages.
+    dtype: of the result.
+
+  Parameters (f32): embed/embedding [vocab, w]; position [length, w].
+  """
+
+  width: int
+  vocab: int
+  length: int
+  position: str = "learned"
+  name_of: str = "text"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Embeds.
+
+    Args:
+      x: int[b, n] with n <= length; a shorter sequence keeps the first positions.
+      mask: bool[b, n], True for a real id; None: the ids other than 0.
+
+    Returns:
+      dtype [b, n, w] and the mask.
+
+    Raises:
+      ValueError: more ids than `length`, or a mask of another shape.
+      TypeError: ids that are not integers.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 2:
+      raise TypeError(f"{self.name_of} is {x.dtype}{x.shape}, expected int[b, n] ids")
+    if x.shape[1] > self.length:
+      raise ValueError(
+        f"{self.name_of} has {x.shape[1]} ids, expected at most "
+        f"config.model.modalities.{self.name_of}.length = {self.length}"
+      )
+    if mask is None:
+      mask = x != 0
+    elif mask.shape != x.shape:
+      raise ValueError(
+        f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape}"
+      )
+    embed = nn.Embed(
+      self.vocab,
+      self.width,
+      dtype=self.dtype,
+      embedding_init=nn.initializers.normal(self.width**-0.5),
+      name="embed",
+    )
+    y = embed(x)
+    table = _table(self, self.position, (self.length,), self.width)
+    if table is not None:
+      y = y + table[: x.shape[1]].astype(self.dtype)[None]
+    return y, mask
+
+
+def _table(
+  module: nn.Module, kind: str, grid: tuple[int, ...], width: int
+) -> Array | None:
+  """Returns f32[prod(grid), width], or None."""
+  if kind == "learned":
+    init = nn.initializers.normal(width**-0.5)
+    return module.param("position", init, (math.prod(grid), width))
+  return jnp.asarray(positions.sincos(grid, width)) if kind == "sincos" else None

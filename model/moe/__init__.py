@@ -1,0 +1,1 @@
+"""Sparse mixture of experts: router, dispatch, auxiliary losses."""

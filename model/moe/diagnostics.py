@@ -1,0 +1,102 @@
+"""The auxiliary terms of one sparse layer: weighted losses and metrics."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from model.moe import aux
+from model.moe.config import MoeConfig, split
+from model.types import Array, Metrics
+
+
+def losses(
+  config: MoeConfig,
+  logits: Array,
+  noisy: Array,
+  mask: Array,
+  masks: Mapping[str, Array],
+) -> Metrics:
+  """Returns `losses/moe_<name>` f32[]: each enabled loss, times its share.
+
+  The share is config.weight * own weight / number of enabled losses, so that the terms
+  add up to weight * mean. Losses of absent modalities are left out of the sum; the
+  number stays that of the config, lest a term's weight depend on the batch.
+
+  Args:
+    config: names the enabled losses; the others are not computed.
+    logits: f32[g, s, e], clean.
+    noisy: f32[g, s, e], what was dispatched on.
+    mask: bool[g, s], the real tokens.
+    masks: modality -> bool[g, s], its real tokens; the modalities that are present.
+  """
+  gates = jax.nn.softmax(logits)
+  least = dict(config.min_experts)
+  out = {}
+  for name, weight in config.losses:
+    kind, modality = split(name)
+    if modality and modality not in masks:
+      continue
+    if kind == "importance":
+      value = aux.importance(gates, mask, config.statistics)
+    elif kind == "load":
+      value = aux.load(
+        logits,
+        noisy,
+        mask,
+        k=config.k,
+        sigma=config.noise / config.experts,
+        statistics=config.statistics,
+      )
+    elif kind == "z":
+      value = aux.z(logits, mask)
+    elif kind == "local_entropy":
+      value = aux.local_entropy(gates, masks[modality])
+    else:
+      value = aux.global_entropy(
+        gates, masks[modality], least[modality], config.statistics
+      )
+    out[f"losses/moe_{name}"] = value * (config.weight * weight / len(config.losses))
+  return out
+
+
+def metrics(
+  logits: Array,
+  expert: Array,
+  served: Array,
+  mask: Array,
+  masks: Mapping[str, Array],
+) -> Metrics:
+  """Returns how the tokens of each modality were routed, without gradients.
+
+  `effective_experts/<m>` is exp(H(mean gate)), `token_entropy/<m>` the mean entropy of
+  a token's gates in nats, `served/<m>` the share of its choices that got a slot,
+  `load/<m>` f32[e] the choices that each expert served, per token of the modality, and
+  `router_logit_scale` the largest magnitude of a logit. A modality without real tokens
+  has 0 everywhere but 1 effective expert.
+
+  Args:
+    logits: f32[g, s, e], clean.
+    expert: int32[g, s, k], chosen.
+    served: bool[g, s, k], whether the choice got a slot.
+    mask: bool[g, s], the real tokens.
+    masks: modality -> bool[g, s].
+  """
+  logits = jax.lax.stop_gradient(logits)
+  gates = jax.nn.softmax(logits)
+  token_entropy = aux.entropy(gates)
+  chosen = jax.nn.one_hot(expert, gates.shape[-1], dtype=jnp.bool_)
+  per_expert = jnp.sum(chosen & served[..., None], axis=2, dtype=jnp.float32)
+  out = {
+    "router_logit_scale": jnp.max(jnp.abs(logits), where=mask[..., None], initial=0.0)
+  }
+  for name, here in masks.items():
+    count = jnp.maximum(jnp.sum(here, dtype=jnp.float32), 1.0)
+    of = here[..., None]
+    load = jnp.sum(jnp.where(of, per_expert, 0.0), axis=(0, 1)) / count
+    mean_gate = jnp.sum(jnp.where(of, gates, 0.0), axis=(0, 1)) / count
+    out[f"effective_experts/{name}"] = jnp.exp(aux.entropy(mean_gate))
+    out[f"token_entropy/{name}"] = jnp.sum(jnp.where(here, token_entropy, 0.0)) / count
+    out[f"served/{name}"] = jnp.sum(load) / expert.shape[-1]
+    out[f"load/{name}"] = load
+  return out

@@ -1,0 +1,1 @@
+"""One training method per file; file name = config name."""

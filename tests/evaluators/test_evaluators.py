@@ -1,0 +1,119 @@
+"""Each evaluator as the loop uses it: context and options in, floats and files out."""
+
+import numpy as np
+import pytest
+
+from evaluators import health, retrieval, routing, zero_shot
+from model import catalogue
+
+
+def load(tmp_path, name):
+  with np.load(tmp_path / "artifacts" / f"{name}.npz") as f:
+    return dict(f)
+
+
+@pytest.mark.parametrize("module", [health, retrieval, routing, zero_shot])
+def test_built_by_the_catalogue_and_all_floats(module, context, params):
+  file = module.__name__.partition(".")[2]
+  options = {"context": context, "name": "mine"}
+  evaluator = catalogue.load("evaluators", file, "Evaluator", options)
+  metrics = evaluator.run(params)
+  assert metrics
+  assert all(type(v) is float and np.isfinite(v) for v in metrics.values())
+  assert evaluator.run(params) == metrics
+
+
+def test_retrieval_with_and_without(context, params, tmp_path):
+  metrics = retrieval.Evaluator(context, without=(("flag", 1),)).run(params)
+  assert metrics["n"] == 37
+  assert metrics["without_flag/n"] == 25
+  for name in ("i2t_r1", "t2i_r1", "without_flag/i2t_r1", "t2i_mrr"):
+    assert metrics[name] == 1.0
+  saved = load(tmp_path, "retrieval")
+  assert str(saved["kind"]) == "retrieval"
+  assert saved["i2t_top"].shape == (37, 5)
+  assert saved["i2t_correct"][:, 0].all()
+  # Rows 3 and 5 are one concept: both find both.
+  assert set(saved["t2i_top"][5, :2]) == {3, 5}
+  assert saved["t2i_correct"][5, :2].all()
+
+
+def test_retrieval_sees_what_is_wrong(context, split, params):
+  rolled = split.rows
+  split.rows = lambda: rolled() | {"text": np.roll(split.vector, 7, axis=0)}
+  metrics = retrieval.Evaluator(context).run(params)
+  assert metrics["i2t_r1"] < 0.2
+  assert metrics["t2i_median_rank"] > 3
+
+
+def test_retrieval_names_an_unknown_label(context, params):
+  with pytest.raises(ValueError, match=r"without='colour'.*'flag', 'group'"):
+    retrieval.Evaluator(context, without=(("colour", 1),)).run(params)
+
+
+def test_zero_shot(context, params, split, tmp_path):
+  evaluator = zero_shot.Evaluator(context, labels=("group",))
+  metrics = evaluator.run(params)
+  assert metrics["group_n"] == 36  # row 0 has no label
+  assert metrics["group_classes"] == 3
+  assert metrics["group_chance"] == pytest.approx(1 / 3)
+  assert metrics["group_top1"] > 0.5  # centroids of eight random dimensions
+  assert metrics["group_top5"] == 1.0
+  saved = load(tmp_path, "zero_shot_group")
+  assert saved["support"].sum() == saved["confusion"].sum() == 36
+  hits = np.diag(saved["confusion"]).sum() / 36
+  assert hits == pytest.approx(metrics["group_top1"])
+  assert list(saved["classes"]) == ["animals", "food-drink", "flags"]
+
+
+def test_zero_shot_leaves_out_small_classes(context, params, split):
+  split.group[:] = np.arange(37) % 2
+  split.group[1] = 2
+  metrics = zero_shot.Evaluator(context, min_items=5).run(params)
+  assert (metrics["group_classes"], metrics["group_n"]) == (2, 36)
+  # Counted over two splits, the small class has enough.
+  twice = zero_shot.Evaluator(context, min_items=2, count_splits=("train", "test"))
+  assert twice.run(params)["group_classes"] == 3
+  with pytest.raises(ValueError, match="min_items = 99"):
+    zero_shot.Evaluator(context, min_items=99).run(params)
+
+
+def test_zero_shot_averages_templates_and_takes_better_words(context, params):
+  plain = zero_shot.Evaluator(context, templates=("{}", "a {}")).run(params)
+  # "a animals" embeds to zero: the mean's direction is unchanged.
+  assert plain == zero_shot.Evaluator(context).run(params)
+  words = (("animals", "flags"), ("flags", "animals"))
+  swapped = zero_shot.Evaluator(context, words=words).run(params)
+  assert swapped["group_top1"] < plain["group_top1"]
+
+
+def test_zero_shot_names_what_is_wrong(context):
+  with pytest.raises(ValueError, match=r"no label 'colour', only \['flag', 'group'\]"):
+    zero_shot.Evaluator(context, labels=("colour",))
+  with pytest.raises(ValueError, match="templates"):
+    zero_shot.Evaluator(context, templates=("an emoji",))
+
+
+def test_health(context, params):
+  metrics = health.Evaluator(context, limit=20).run(params)
+  assert metrics["alignment/image_text"] == pytest.approx(0.0, abs=1e-6)
+  assert metrics["modality_gap/image_text"] == pytest.approx(0.0, abs=1e-6)
+  assert metrics["uniformity/image"] < -1
+  assert 4 < metrics["effective_rank/text"] <= 8
+
+
+def test_routing(context, params, tmp_path):
+  metrics = routing.Evaluator(context).run(params)
+  assert metrics["layer01/served/text"] == 0.5
+  assert metrics["served/text"] == 0.75
+  saved = load(tmp_path, "routing")
+  assert list(saved["layers"]) == ["layer01", "layer03"]
+  assert list(saved["modalities"]) == ["image", "text"]
+  assert saved["load"].shape == (2, 2, 2)
+  np.testing.assert_allclose(saved["load"][1], np.ones((2, 2)))
+
+
+def test_routing_of_a_dense_model_is_an_error():
+  scalars, arrays = routing.collect({"losses/x": np.float32(1)})
+  assert scalars == {}
+  assert "load" not in arrays

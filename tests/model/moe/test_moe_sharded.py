@@ -1,0 +1,143 @@
+"""8 devices against 1: the same value and gradient, with only the planned exchange."""
+
+import re
+
+import jax
+from jax.experimental import mesh_utils
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from model.moe.config import MoeConfig
+from model.moe.layer import MoeMlp
+from model.types import BATCH_AXES, MESH_AXES
+
+P = PartitionSpec
+B, W, M, E = 16, 8, 16, 8
+MODALITY = (("image", 6), ("text", 4))
+N = 10
+SPECS = {
+  "router": {"kernel": P()},
+  "experts": {
+    "up": {"kernel": P("expert", "fsdp", "tensor"), "bias": P("expert", "tensor")},
+    "down": {"kernel": P("expert", "tensor", "fsdp"), "bias": P("expert")},
+  },
+}
+
+
+def _mesh(data=1, fsdp=1, expert=1, tensor=1):
+  sizes = (data, fsdp, expert, tensor)
+  devices = jax.devices()[: int(np.prod(sizes))]
+  grid = mesh_utils.create_device_mesh(sizes, devices)
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def _layer(k, capacity, dispatch="gather"):
+  config = MoeConfig(
+    experts=E,
+    k=k,
+    group=2,
+    capacity=capacity,
+    dispatch=dispatch,
+    losses=(
+      ("importance", 1.0),
+      ("load", 1.0),
+      ("local_entropy_text", 1.0),
+      ("global_entropy_image", 1.0),
+    ),
+    min_experts=(("image", 7.9),),
+  )
+  return MoeMlp(config, mlp=M)
+
+
+@pytest.fixture(scope="module")
+def data():
+  rng = np.random.default_rng(0)
+  # What the tokens have in common crowds some experts.
+  x = jnp.asarray(rng.standard_normal((B, N, W)) + 1, jnp.float32)
+  mask = jnp.asarray(rng.random((B, N)) < 0.8)
+  init = jax.jit(lambda key: _layer(1, 1.0).init(key, x, mask, MODALITY)["params"])
+  return init(jax.random.key(0)), x, mask
+
+
+def _step(layer):
+  def loss(params, x, mask):
+    y, aux = layer.apply(
+      {"params": params},
+      x,
+      mask,
+      MODALITY,
+      train=True,
+      rngs={"router": jax.random.key(5)},
+    )
+    total = sum(v for name, v in aux.items() if name.startswith("losses/"))
+    return jnp.mean(jnp.sin(y)) + total, (y, aux)
+
+  return jax.value_and_grad(loss, (0, 1), has_aux=True)
+
+
+@pytest.fixture(scope="module")
+def single(data):
+  results = {}
+
+  def get(k, capacity):
+    if (k, capacity) not in results:
+      results[k, capacity] = jax.jit(_step(_layer(k, capacity)))(*data)
+    return results[k, capacity]
+
+  return get
+
+
+def _sharded(layer, mesh, data):
+  """Returns the results on the mesh and the compiled program's text."""
+  params, x, mask = data
+  split = NamedSharding(mesh, P(BATCH_AXES))
+  own = jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec), SPECS, is_leaf=lambda s: isinstance(s, P)
+  )
+  with jax.set_mesh(mesh):
+    args = jax.device_put(params, own), *jax.device_put((x, mask), split)
+    step = jax.jit(_step(layer), out_shardings=(None, (own, split)))
+    compiled = step.lower(*args).compile()
+    return compiled(*args), compiled.as_text()
+
+
+@pytest.mark.parametrize(
+  ("sizes", "k", "capacity", "dispatch"),
+  [
+    (dict(data=2, expert=4), 1, 0.7, "gather"),
+    (dict(data=2, expert=4), 2, 0.7, "einsum"),
+    (dict(data=2, fsdp=2, expert=2), 2, 0.7, "gather"),
+    (dict(expert=4, tensor=2), 2, 4.0, "gather"),
+    (dict(data=2, fsdp=2, tensor=2), 1, 0.7, "gather"),
+  ],
+)
+def test_eight_devices_equal_one(data, single, sizes, k, capacity, dispatch):
+  actual, text = _sharded(_layer(k, capacity, dispatch), _mesh(**sizes), data)
+  expected = single(k, capacity)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
+  )
+  served = float(expected[0][1][1]["served/image"])
+  assert (served < 1) == (capacity < 1), "the case must overflow, or not"
+  collectives = re.findall(r" ([a-z-]+?)(?:-start)?\(", text)
+  # Out and home, forwards and backwards; no tokens are gathered or scattered otherwise.
+  exchanges = 4 if sizes.get("expert", 1) > 1 else 0
+  assert collectives.count("all-to-all") == exchanges
+  gathers = 0 if sizes.get("fsdp", 1) == 1 else 2  # the kernels of up and down
+  assert collectives.count("all-gather") == gathers
+  assert "collective-permute" not in collectives
+
+
+def test_a_mesh_that_does_not_fit_is_named(data):
+  params, x, mask = data
+  layer = _layer(1, 1.0)
+  with jax.set_mesh(_mesh(data=2, expert=4)):
+    with pytest.raises(ValueError) as error:
+      layer.apply({"params": params}, x[:12], mask[:12], MODALITY)
+    assert "6 routing groups" in str(error.value) and "6 % 8 = 6" in str(error.value)
+    # To initialise, any batch will do.
+    layer.init(jax.random.key(0), x[:1], mask[:1], MODALITY)
+  with jax.set_mesh(_mesh(expert=3)), pytest.raises(ValueError, match=r"8 % 3 = 2"):
+    layer.apply({"params": params}, x[:12], mask[:12], MODALITY)

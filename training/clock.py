@@ -1,0 +1,210 @@
+"""How fast training runs: step time, waiting for data, MFU, ETA, device memory."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from model.moe.config import MoeConfig
+
+# Dense bf16 FLOP/s of what JAX calls one device, by device_kind; first match counts.
+# From the vendors' data sheets, which give them per chip: a v2, v3 or 7x chip is two
+# devices. GPU figures are without sparsity.
+PEAK: tuple[tuple[str, float], ...] = (
+  (r"TPU v2", 45e12 / 2),
+  (r"TPU v3", 123e12 / 2),
+  (r"TPU v4 lite|TPU v4i", 138e12),
+  (r"TPU v4", 275e12),
+  (r"TPU v5 ?lite|TPU v5e", 197e12),
+  (r"TPU v5p?", 459e12),
+  (r"TPU v6 ?lite|TPU v6e", 918e12),
+  (r"TPU ?v?7x?", 2307e12 / 2),
+  (r".*\bGH200|.*\bH200", 989e12),
+  (r".*\bH100 PCIe", 756e12),
+  (r".*\bH100 NVL", 835e12),
+  (r".*\bH100", 989e12),
+  (r".*\bA100", 312e12),
+  (r".*\bL4\b", 121e12),
+)
+
+
+class StepClock:
+  """Measures steps between two laps, without what is neither step nor data.
+
+  One `with clock.waiting():` per step encloses the wait for its batch; evaluation and
+  checkpoints go into `with clock.paused():`. Read it once the device has caught up:
+  steps are dispatched ahead.
+  """
+
+  def __init__(self, now: Callable[[], float] = time.perf_counter):
+    self._now = now
+    self._rate: float | None = None  # seconds per step, smoothed over laps
+    self.start()
+
+  def start(self) -> None:
+    """Begins a lap; what came before, such as compiling, does not count."""
+    self._since = self._now()
+    self._waited = self._away = 0.0
+    self._steps = 0
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Encloses the wait for the batch of one step."""
+    began = self._now()
+    try:
+      yield
+    finally:
+      self._waited += self._now() - began
+      self._steps += 1
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Encloses what is no part of a step."""
+    began = self._now()
+    try:
+      yield
+    finally:
+      self._away += self._now() - began
+
+  def lap(self, batch_size: int, flops: float | None = None) -> dict[str, float]:
+    """Returns the figures since the last lap, and begins the next.
+
+    Args:
+      batch_size: global examples of a step.
+      flops: of a step on all devices together; None leaves out `mfu` and
+        `tflops_per_s_per_chip`.
+
+    Returns:
+      step_seconds; data_wait, the share of the time in [0, 1] that the devices stood
+      without a batch, as the host sees it; examples_per_s; examples_per_s_per_chip; and
+      where it is known mfu in [0, 1].
+
+    Raises:
+      ValueError: no step since the last lap.
+    """
+    if not self._steps:
+      raise ValueError("no step since the last lap: nothing to measure")
+    # A clock may stand still for a very short lap.
+    seconds = max(self._now() - self._since - self._away, 1e-9)
+    each = seconds / self._steps
+    chips, kind = jax.device_count(), jax.devices()[0].device_kind
+    out = {
+      "step_seconds": each,
+      "data_wait": min(self._waited / seconds, 1.0),
+      "examples_per_s": batch_size / each,
+      "examples_per_s_per_chip": batch_size / each / chips,
+    }
+    if flops:
+      out["tflops_per_s_per_chip"] = flops / each / chips / 1e12
+      share = mfu(flops, each, kind, chips)
+      if share is not None:
+        out["mfu"] = share
+    self._rate = each if self._rate is None else 0.7 * self._rate + 0.3 * each
+    self.start()
+    return out
+
+  def eta(self, steps_left: int) -> float | None:
+    """Returns the seconds that `steps_left` will take; None before the first lap."""
+    return None if self._rate is None else self._rate * steps_left
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the dense bf16 FLOP/s of one device; None for a kind that is not known."""
+  for pattern, flops in PEAK:
+    if re.match(pattern, device_kind, re.IGNORECASE):
+      return flops
+  return None
+
+
+def mfu(
+  flops_per_step: float, seconds: float, device_kind: str, n: int
+) -> float | None:
+  """Returns the model FLOP/s utilisation in [0, 1] (arXiv 2204.02311, appendix B).
+
+  Args:
+    flops_per_step: of all devices together.
+    seconds: of one step.
+    device_kind: `jax.devices()[0].device_kind`.
+    n: devices.
+
+  Returns:
+    The share of the bf16 peak, whatever the precision; None where the peak is not
+    known, as on CPU.
+  """
+  peak = peak_flops(device_kind)
+  return None if peak is None else flops_per_step / (seconds * n * peak)
+
+
+def step_flops(compiled: Any, config: Any) -> float | None:
+  """Returns the FLOPs of one step on all devices, to be passed to `lap`.
+
+  The compiler's own count, unless the program holds a loop (whose body the compiler
+  counts once) or recomputes activations (which is no use of the model): then the count
+  of `model_flops`.
+
+  Args:
+    compiled: `jax.jit(step).lower(...).compile()`.
+    config: the whole recipe.
+  """
+  looped = config.model.scan or config.microbatches > 1
+  if looped or config.model.remat != "none":
+    return model_flops(config)
+  try:
+    cost = compiled.cost_analysis()
+  except (NotImplementedError, RuntimeError):  # a backend without an analysis
+    cost = None
+  cost = cost[0] if isinstance(cost, list | tuple) and cost else cost
+  flops = float((cost or {}).get("flops", 0.0))
+  # One partition's program: every device runs the same.
+  return flops * jax.device_count() if flops > 0 else model_flops(config)
+
+
+def model_flops(config: Any) -> float:
+  """Returns the FLOPs of one step by the shapes of the matrices: 3 forward passes.
+
+  Counts attention, MLPs (k experts a token), router, stems and projections of all
+  towers, frozen ones as trained; no losses, poolings, norms. 2 FLOPs a multiply-add.
+  """
+  c = config.model
+  per_example = 0.0
+  for modality in c.modalities.values():
+    trunk = dict(c.trunk)
+    if not c.shared_trunk:
+      trunk.update(modality.trunk)
+    w, m, depth = trunk["width"], trunk["mlp"], trunk["depth"]
+    if modality.stem == "tokens":
+      n, stem = modality.length, 0
+    else:
+      height, width, channels = modality.size
+      ph, pw = modality.patch
+      n, stem = (height // ph) * (width // pw), 2 * ph * pw * channels * w
+    moe = MoeConfig.from_config(c.moe)
+    sparse = len(moe.blocks(depth)) if c.shared_trunk or moe.every or moe.layers else 0
+    attention = 8 * w * w + 4 * n * w
+    dense, experts = 4 * w * m, moe.k * 4 * w * m + 2 * w * moe.experts
+    blocks = depth * attention + (depth - sparse) * dense + sparse * experts
+    per_example += n * (stem + blocks) + 2 * w * c.embed_dim * bool(modality.project)
+  return 3.0 * per_example * config.batch_size
+
+
+def memory() -> dict[str, float]:
+  """Returns GiB of device memory: in use, peak and limit of the fullest local device.
+
+  {} where the backend does not tell, as on CPU.
+  """
+  stats = [d.memory_stats() or {} for d in jax.local_devices()]
+  names = {
+    "hbm_used_gib": "bytes_in_use",
+    "hbm_peak_gib": "peak_bytes_in_use",
+    "hbm_limit_gib": "bytes_limit",
+  }
+  out = {}
+  for name, key in names.items():
+    values = [s[key] for s in stats if key in s]
+    if values:
+      out[name] = max(values) / math.pow(2, 30)
+  return out
