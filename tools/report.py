@@ -73,6 +73,12 @@ def main_retrieval(run: Run) -> str:
   return next(iter([*named, *held_out, *names]), "")
 
 
+def part(floor: Mapping[str, Any], subset: str) -> dict[str, Any]:
+  """Returns the part of a floor that belongs to a subset such as "without_flag"."""
+  head = f"{subset}/"
+  return {k.removeprefix(head): v for k, v in floor.items() if k.startswith(head)}
+
+
 def retrieval_rows(
   run: Run, floors: Floors, beside: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[Row]]:
@@ -83,29 +89,33 @@ def retrieval_rows(
   head = ["Retrieval", *(c.replace("_r", " R@") for c in columns), "items"]
   metrics = {k: run.last(k) for k in run.keys}
 
-  def row(title: str, values: Mapping[str, Any], at: str, name: str = "") -> Row:
-    floor = floors.get(name, {})
+  def row(title: str, values: Mapping[str, Any], at: str, floor: Mapping) -> Row:
     found = [data.spread(values.get(at + c)) for c in columns]
     pairs = [(v, floor.get(c)) for v, c in zip(found, columns)]
     wins = frozenset(i for i, (v, f) in enumerate(pairs) if v and f and v[0] > f)
     n = data.spread(values.get(f"{at}n"))
     cells = [*(number(values.get(at + c)) for c in columns), number(n and n[0], 0)]
-    return Row(title, cells, "main" if name else "", wins)
+    return Row(title, cells, "", wins)
 
   def results(name: str, values: Mapping[str, Any], title: str) -> list[Row]:
-    at = f"eval/{name}/"
-    # Without flags the task is another one: the floor is not its floor.
-    parts = [(s, f"{title}, {s.replace('_', ' ')}") for s in run.subsets(name)]
-    rows = [row(title, values, at, name)]
-    return rows + [row(t, values, f"{at}{s}/") for s, t in parts]
+    at, floor = f"eval/{name}/", floors.get(name, {})
+    rows = [dataclasses.replace(row(title, values, at, floor), kind="main")]
+    for sub in run.subsets(name):
+      named = f"{title}, {sub.replace('_', ' ')}"
+      rows.append(row(named, values, f"{at}{sub}/", part(floor, sub)))
+    return rows
 
   def below(name: str) -> list[Row]:
-    floor = floors.get(name, {})
-    chance = {
-      c: run.last(f"eval/{name}/{c.replace('_r', '_chance_r')}") for c in columns
-    }
-    rows = [row(f"Floor: {floor.get('title', 'floor')}", floor, "")] if floor else []
-    rows.append(row("Floor: chance", chance, ""))
+    floor, rows = floors.get(name, {}), []
+    title = f"Floor: {floor.get('title', 'floor')}"
+    if floor:
+      rows.append(row(title, floor, "", {}))
+    for sub in run.subsets(name):
+      if part(floor, sub):
+        rows.append(row(f"{title}, {sub.replace('_', ' ')}", floor, f"{sub}/", {}))
+    keys = {c: f"eval/{name}/{c.replace('_r', '_chance_r')}" for c in columns}
+    chance = {c: run.last(key) for c, key in keys.items()}
+    rows.append(row("Floor: chance", chance, "", {}))
     return [dataclasses.replace(r, kind="floor") for r in rows]
 
   rows = results(main, metrics, "This run") + below(main)
@@ -130,7 +140,8 @@ def zero_shot_rows(run: Run, floor: Mapping[str, Any]) -> tuple[list[str], list[
     beats = values[0] is not None and values[4] is not None and values[0] > values[4]
     counts = [run.last(at + k) for k in ("classes", "n")]
     cells = [*(number(v) for v in values), *(number(v, 0) for v in counts)]
-    title = label if name == "zero_shot" else f"{label} ({name.replace('_', ' ')})"
+    plain = name.startswith("zero_shot")
+    title = label if plain else f"{label} ({name.replace('_', ' ')})"
     rows.append(Row(title, cells, "main", frozenset({0} if beats else ())))
   if rows and (probe := floor.get("probe_group")) is not None:
     rest = [DASH] * 3 + [number(floor.get("probe_group_majority"))] + [DASH] * 2
@@ -338,6 +349,17 @@ def as_text(head: Sequence[str], rows: Sequence[Row]) -> str:
   )
 
 
+def others(paths: Iterable[str]) -> list[dict[str, Any]]:
+  """Returns the results of other runs; says which files are not there."""
+  found = []
+  for path in map(pathlib.Path, paths):
+    if path.exists():
+      found.append(json.loads(path.read_text()))
+    else:
+      print(f"report: no results to show beside in {path}")
+  return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
@@ -348,8 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--no-floors", action="store_true", help="do not compute floors")
   args = parser.parse_args(argv)
   try:
-    others = [json.loads(pathlib.Path(p).read_text()) for p in args.beside]
-    path, text = build(args.workdir, others, not args.no_floors)
+    path, text = build(args.workdir, others(args.beside), not args.no_floors)
   except (FileNotFoundError, json.JSONDecodeError) as e:
     print(f"report: {e}", file=sys.stderr)
     return 1

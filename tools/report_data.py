@@ -163,28 +163,17 @@ def open_source(
 
 
 def parameters(run: Run) -> dict[str, int]:
-  """Returns {"total", "active"} parameters of the towers; {} if they cannot be built.
-
-  Active is what one token meets: k of every layer's experts. Nothing is allocated.
-  """
-  import jax
+  """Returns {"total", "active"} parameters; {} if the model cannot be built."""
   from ml_collections import ConfigDict
 
   try:
-    from training import setup
+    from model.encoders import count
 
-    built = setup.build(ConfigDict(dict(run.config)))
-    tree = built.abstract_state().params["towers"]
+    table = count.parameter_table(ConfigDict(dict(run.config)).model)
   except Exception as e:
     print(f"report: parameters not counted: {e}")
     return {}
-  experts, k = run.get("model.moe.experts", 0), run.get("model.moe.k", 1)
-  total = active = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    sparse = "expert" in jax.tree_util.keystr(path) and experts in leaf.shape[:2]
-    total += leaf.size
-    active += leaf.size * k // experts if sparse else leaf.size
-  return {"total": total, "active": active}
+  return {"total": table.total, "active": table.active}
 
 
 def floors(run: Run, compute: bool) -> dict[str, dict[str, Any]]:

@@ -85,6 +85,7 @@ def curve(
   steps, values = run.series(key)
   if not len(steps):
     return False
+  axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
   color = PALETTE[i % len(PALETTE)]
   dash = dash or DASHES[i // len(PALETTE) % len(DASHES)]
   if noisy and len(steps) > 50:
@@ -129,7 +130,7 @@ def losses(run: Run) -> Figure | None:
   if any(drawn):
     low, high = extra.get_ylim()
     rows = -(-len(drawn) // 2)
-    extra.set_ylim(low, high + 0.09 * rows * (high - low))  # room for the names
+    extra.set_ylim(low, high + 0.14 * rows * (high - low))  # room for the names
     extra.legend(ncols=2, loc="upper left")
   else:
     absent(extra)
@@ -163,7 +164,8 @@ def _rate(axes: Axes, run: Run) -> None:
   twin.tick_params(axis="y", colors=PALETTE[1])
   lines = axes.get_lines() + twin.get_lines()
   lines = [line for line in lines if not str(line.get_label()).startswith("_")]
-  axes.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+  axes.legend(lines, [str(line.get_label()) for line in lines],
+              loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # fmt: skip
   return None
 
 
@@ -206,26 +208,26 @@ def words(way: str) -> str:
 def per_class(artifact: Mapping[str, np.ndarray], chance: float) -> Figure:
   """Accuracy of each class as bars, the best on top, with its number of examples."""
   seen = np.flatnonzero(artifact["support"] > 0)
-  order = seen[np.argsort(artifact["accuracy"][seen], kind="stable")]
-  names = [f"{artifact['classes'][i]}  ({artifact['support'][i]})" for i in order]
-  values = artifact["accuracy"][order]
-  fig, grid = figure(1, 1, (8.4, 0.9 + 0.24 * max(len(order), 3)))
-  axes = grid[0, 0]
-  axes.barh(np.arange(len(order)), values, color=PALETTE[0], height=0.72)
-  for y, value in enumerate(values):
-    axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=8, color=MUTED)
-  axes.axvline(chance, color=PALETTE[1], linestyle="--", linewidth=1.2)
-  axes.text(
-    chance + 0.008,
-    len(order) - 0.45,
-    "chance",
-    color=PALETTE[1],
-    fontsize=8,
-    va="bottom",
-  )
-  axes.set_yticks(np.arange(len(order)), names, fontsize=8, color=INK)
-  axes.set(xlim=(0, 1.08), ylim=(-0.6, len(order) + 0.2), xlabel="accuracy")
-  axes.grid(axis="y", visible=False)
+  order = seen[np.argsort(-artifact["accuracy"][seen], kind="stable")]
+  columns = 2 if len(order) > 24 else 1
+  rows = -(-len(order) // columns)
+  fig, grid = figure(1, columns, (10.5, 0.9 + 0.22 * max(rows, 3)))
+  for j, axes in enumerate(grid[0]):
+    part = order[j * rows : (j + 1) * rows]
+    y = np.arange(len(part))
+    values = artifact["accuracy"][part]
+    axes.barh(y, values, color=PALETTE[0], height=0.72)
+    for at, value in zip(y, values):
+      axes.text(
+        max(value, chance) + 0.012, at, f"{value:.2f}", va="center", fontsize=8,
+        color=MUTED,
+      )  # fmt: skip
+    axes.axvline(chance, color=PALETTE[1], linestyle="--", linewidth=1.2)
+    axes.text(chance + 0.012, -0.8, "chance", color=PALETTE[1], fontsize=8, va="center")
+    names = [f"{artifact['classes'][i]}  ({artifact['support'][i]})" for i in part]
+    axes.set_yticks(y, names, fontsize=8, color=INK)
+    axes.set(xlim=(0, 1.1), ylim=(rows - 0.4, -1.2), xlabel="accuracy")
+    axes.grid(axis="y", visible=False)
   return fig
 
 

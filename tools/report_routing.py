@@ -121,7 +121,8 @@ def experts_over_time(run: Run) -> Figure | None:
         ha="right", va="top",
       )  # fmt: skip
     above.set(title=f"Effective experts, {m}", ylim=(0, (experts or 0) * 1.08 or None))
-    below.set(title=f"Dropped tokens, {m} (%)", xlabel="step", ylim=(0, None))
+    below.set(title=f"Dropped tokens, {m} (%)", xlabel="step")
+    below.set_ylim(0, max(below.get_ylim()[1], 1.0))
     if j == len(modalities) - 1:
       above.legend(loc="lower right", ncols=2)
   return fig

@@ -126,8 +126,12 @@ def modalities(model: Mapping[str, Any]) -> tuple[Modality, ...]:
 
 def sparse(model: Mapping[str, Any]) -> MoeConfig | None:
   """Returns the options of the sparse layers, or None for a dense model."""
-  moe = MoeConfig.from_config(model["moe"], tuple(model["modalities"]))
-  return moe if moe.every or moe.layers else None
+  options = model["moe"]
+  if options["every"] or options["layers"]:
+    return MoeConfig.from_config(options, tuple(model["modalities"]))
+  # The defaults speak of images and texts: of no concern to a dense model without them.
+  MoeConfig.from_config(options)
+  return None
 
 
 def example(model: Mapping[str, Any], size: int = 1) -> dict[str, Array]:

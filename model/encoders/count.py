@@ -23,7 +23,7 @@ class ParameterTable:
     total: all of them.
     active: those that work on a token, as papers count: all but the E - k of E experts
       that a token does not visit. Tables of ids and positions count in full.
-    parts: top-level module -> its share of `total`, e.g. {"trunk": ..., "stem_text": ...}.
+    parts: top-level module, such as "trunk" or "stem_text" -> its share of `total`.
   """
 
   total: int
@@ -72,14 +72,14 @@ def flops_per_example(
 ) -> dict[str, float]:
   """Returns modality -> FLOPs of the matmuls of one forward pass of one whole example.
 
-  A multiplication with its addition is 2. A training step costs 3 times as much, without
-  recomputation. Padding counts; norms, softmax and look-ups do not; a causal mask saves
-  nothing.
+  A multiplication with its addition is 2. A training step costs 3 times as much, plus
+  what is recomputed. Padding counts; norms, softmax and look-ups do not; a causal mask
+  saves nothing.
 
   Args:
     model: `config.model`.
-    capacity: count the buffers of the experts as trained, moe.capacity * k MLPs a token,
-      empty slots included; else the useful k.
+    capacity: count the buffers of the experts as trained, empty slots included:
+      moe.capacity * k MLPs a token; else the useful k.
   """
   moe = configs.sparse(model)
   return {

@@ -26,30 +26,44 @@ def attend(
     v: [b, n, h, dh].
     mask: bool[b, n], True for a key that may be seen; None: all.
     causal: query i sees keys 0 to i only; needs as many queries as keys.
-    implementation: of `jax.nn.dot_product_attention`.
+    implementation: "xla", or "cudnn" of `jax.nn.dot_product_attention`.
 
   Returns:
     [b, q, h, dh]; exactly 0, with zero gradient, where a query may see no key.
   """
   if mask is None:
-    return jax.nn.dot_product_attention(
-      q, k, v, is_causal=causal, implementation=implementation
-    )
+    return _dense(q, k, v, None, causal, implementation)
   # A blind query looks everywhere, so that no softmax is over nothing (NaN in some
   # kernels, and in every gradient of a masked one); its result is then dropped.
   if causal:
     seen = jnp.cumsum(mask, axis=-1) > 0  # bool[b, q]
   else:
     seen = jnp.any(mask, axis=-1, keepdims=True)  # bool[b, 1]
-  y = jax.nn.dot_product_attention(
-    q,
-    k,
-    v,
-    mask=mask[:, None, None, :] | ~seen[:, None, :, None],
-    is_causal=causal,
-    implementation=implementation,
-  )
+  allowed = mask[:, None, None, :] | ~seen[:, None, :, None]
+  y = _dense(q, k, v, allowed, causal, implementation)
   return jnp.where(seen[:, :, None, None], y, jnp.zeros((), y.dtype))
+
+
+def _dense(
+  q: Array, k: Array, v: Array, allowed: Array | None, causal: bool, implementation: str
+) -> Array:
+  """allowed: bool[b, 1, q or 1, n], with a key for every query."""
+  if implementation != "xla":
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=allowed, is_causal=causal, implementation=implementation
+    )
+  # Written out: as fast on CPU as jax.nn's, whose XLA path breaks strict promotion.
+  scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+  logits = jnp.einsum(
+    "bqhd,bnhd->bhqn", q * scale, k, preferred_element_type=jnp.float32
+  )
+  if causal:
+    below = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
+    allowed = below if allowed is None else allowed & below
+  if allowed is not None:
+    logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum("bhqn,bnhd->bqhd", weights, v)
 
 
 class Attention(nn.Module):

@@ -36,7 +36,8 @@ def examples(family, style=0, named=True):
           "id": i,
           "key": f"k{i}",
           "family": i,
-          "label_group": list(COLOURS).index(c) if i != 3 else -1,
+          "label_flag": int(c == "red"),
+          "label_group": PLACES.index(p) if i != 3 else -1,
         }
       )
   return out
@@ -64,9 +65,20 @@ def test_ridge_matches_the_normal_equations():
   x, y, new = rng.normal(size=(9, 5)), rng.normal(size=(9, 2)), rng.normal(size=(4, 5))
   a, b = x - x.mean(0), y - y.mean(0)
   weights = np.linalg.solve(a.T @ a + 3.0 * np.eye(5), a.T @ b)
-  np.testing.assert_allclose(
-    emoji_floors.Ridge(x).predict(y, new, 3.0), (new - x.mean(0)) @ weights, atol=1e-9
-  )
+  ridge = emoji_floors.Ridge(x)
+  predicted = ridge.predict(ridge.targets(y), ridge.inputs(new), 3.0)
+  np.testing.assert_allclose(predicted, (new - x.mean(0)) @ weights, atol=1e-9)
+
+
+def test_names_are_embedded_as_by_a_truncated_svd():
+  space = emoji_floors.text_spaces()["letters 2-4"]
+  train, test = ["red cat", "red dog", "blue cat", "bird"], ["blue dog", "cat"]
+  known, new = emoji_floors.embed_names(space, train, test)
+  counts, more = space.transform(train).toarray(), space.transform(test).toarray()
+  _, s, right = np.linalg.svd(counts, full_matrices=False)
+  for x, dense in ((known, counts), (new, more)):
+    np.testing.assert_allclose(np.abs(x), np.abs(dense @ right.T), atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(known, axis=0), s, rtol=1e-5)
 
 
 def test_folds_never_split_a_family():
@@ -84,6 +96,8 @@ def test_the_floor_learns_names_made_of_known_words():
   # Place times colour is not linear in the pixels: far above chance, but no more.
   assert out["i2t_r1"] > 3 * out["i2t_chance_r1"]
   assert out["t2i_r5"] > 0.8
+  assert out["without_flag/n"] == 7
+  assert out["without_flag/i2t_r1"] >= out["i2t_r1"] * 9 / 7 - 2 / 7
   assert out["probe_group"] > 0.7 > 2 * out["probe_group_majority"]
   assert out["chosen"]["rank"] in emoji_floors.RANKS
 

@@ -11,6 +11,7 @@ from tools import report, report_data, report_pictures, report_plots
 
 FLOOR = {f"{w}_r{k}": 0.01 * k for w in ("i2t", "t2i") for k in (1, 5, 10)}
 FLOOR |= {"probe_group": 0.58, "n": 24, "title": "ridge on 24x24 pixels"}
+FLOOR |= {"without_flag/i2t_r1": 0.99, "without_flag/i2t_r5": 0.001}
 FLOORS = {"retrieval": FLOOR}
 
 
@@ -122,9 +123,11 @@ def test_the_table_marks_what_beats_its_floor(workdir):
   assert rows[0].won == {1, 2, 3, 4, 5}
   assert rows[0].cells[2] == f"{run.last('eval/retrieval/i2t_r10'):.3f}"
   assert rows[0].cells[-1] == "24"
+  assert rows[1].won == {1}
   by_name = {r.name: r for r in rows}
   assert by_name["Floor: chance"].cells[2] == f"{10 / 24:.3f}"
   assert by_name["Floor: ridge on 24x24 pixels"].cells[0] == "0.990"
+  assert by_name["Floor: ridge on 24x24 pixels, without flag"].cells[1] == "0.001"
 
 
 def test_text_of_the_terminal(built):

@@ -5,6 +5,8 @@ import pytest
 
 from model.moe import router
 
+_assign = jax.jit(router.assign, static_argnames=("experts", "slots"))
+
 
 @pytest.mark.parametrize(
   ("tokens", "k", "factor", "experts", "slots"),
@@ -60,7 +62,7 @@ def test_assign_is_the_definition(k, prioritised, slots):
   priority = rng.choice([0.3, 0.5, 0.9, 0.95], 32).astype(np.float32)  # with ties
   mask = rng.random(32) < 0.8
   args = expert, priority if prioritised else None, mask
-  slot, entry = router.assign(*map(_array, args), experts=5, slots=slots)
+  slot, entry = _assign(*map(_array, args), experts=5, slots=slots)
   expected_slot, expected_entry = _by_hand(*args, 5, slots)
   np.testing.assert_array_equal(slot, expected_slot)
   np.testing.assert_array_equal(entry, expected_entry)
@@ -76,8 +78,8 @@ def test_priority_serves_the_surest_tokens_and_vanilla_the_first():
   expert = jnp.zeros((6, 1), jnp.int32)
   surest = jnp.array([0.1, 0.9, 0.5, 0.9, 0.2, 0.8])
   mask = jnp.ones(6, bool)
-  _, vanilla = router.assign(expert, None, mask, experts=1, slots=4)
-  _, priority = router.assign(expert, surest, mask, experts=1, slots=4)
+  _, vanilla = _assign(expert, None, mask, experts=1, slots=4)
+  _, priority = _assign(expert, surest, mask, experts=1, slots=4)
   assert vanilla.tolist() == [[0, 1, 2, 3]]
   assert priority.tolist() == [[1, 3, 5, 2]]  # the tie of 1 and 3 in the array's order
 
@@ -87,7 +89,7 @@ def test_all_first_choices_go_before_any_second():
   expert = jnp.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 2], [0, 2]])
   surest = jnp.array([0.9, 0.8, 0.1, 0.2, 0.3, 0.4])
   for priority in (None, surest):
-    slot, entry = router.assign(expert, priority, jnp.ones(6, bool), experts=3, slots=4)
+    slot, entry = _assign(expert, priority, jnp.ones(6, bool), experts=3, slots=4)
     assert sorted(entry[0].tolist()) == [4, 6, 8, 10]  # token * 2 + choice 0
     assert slot[:2, 1].tolist() == [12, 12]  # not served
     assert entry[1].tolist()[:2] == [0, 2]
@@ -98,7 +100,7 @@ def test_padding_takes_no_slot_whatever_its_priority():
   expert = jnp.zeros((8, 1), jnp.int32)
   mask = jnp.array([False, True] * 4)
   priority = jnp.where(mask, 0.1, jnp.nan)
-  slot, entry = router.assign(expert, priority, mask, experts=2, slots=4)
+  slot, entry = _assign(expert, priority, mask, experts=2, slots=4)
   assert entry.tolist() == [[1, 3, 5, 7], [8] * 4]
   assert slot[:, 0].tolist() == [8, 0, 8, 1, 8, 2, 8, 3]
 

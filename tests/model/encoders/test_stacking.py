@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.encoders import config as configs
+from model.encoders import stacking, towers, trunk
+from tests.model.encoders.models import batch_of, small
+from tests.model.layers.filled import filled
+
+RNGS = {"dropout": jax.random.key(1), "router": jax.random.key(2)}
+
+
+@pytest.mark.parametrize(
+  ("pattern", "period"),
+  [((0, 0, 0), 1), ((0, 1, 0, 1), 2), ((0, 0, 1, 0, 0), 5), ((0, 1, 1, 0, 1, 1), 3)],
+)
+def test_smallest_period(pattern, period):
+  assert trunk.smallest_period(pattern) == period
+
+
+@pytest.fixture(scope="module")
+def deep():
+  config = small(modalities=("image", "text"))
+  config.trunk.depth = 4
+  # No random numbers: those of a scan are others.
+  config.moe.update(dict(noise=0.0))
+  config.moe.losses.load = 0.0
+  net = towers.build(config)
+  return net, filled(net, configs.example(config))
+
+
+def test_scan_equals_unrolled_in_value_and_gradient(deep):
+  net, params = deep
+  batch = batch_of(("image", "text"))
+
+  def run(net):
+    def loss(params):
+      encoded, aux = net.apply({"params": params}, batch, train=True, rngs=RNGS)
+      total = sum(jnp.sum(jnp.square(e.pooled)) for e in encoded.values())
+      total += sum(v for k, v in aux.items() if k.startswith("losses/"))
+      return total, (encoded, aux)
+
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+  grads, want = run(net)(params["params"])
+  stacked = stacking.stack_layers(params["params"])
+  scanned_grads, got = run(net.clone(scan=True, remat="dots"))(stacked)
+  assert {k.split("/")[2] for k in want[1] if "metrics" in k} == {"layer01", "layer03"}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+  scanned_grads = stacking.unstack_layers(scanned_grads)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
+    scanned_grads,
+    grads,
+  )
+
+
+def test_scanned_parameters_have_a_leading_axis_and_the_same_names(deep):
+  net, params = deep
+  example = batch_of(("image", "text"))
+  shapes = jax.eval_shape(
+    lambda: net.clone(scan=True).init(jax.random.key(0), example)["params"]
+  )
+  stacked = stacking.stack_layers(params["params"])
+  assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+  assert set(stacked["trunk"]["blocks"]) == {"block_00", "block_01"}
+  up = stacked["trunk"]["blocks"]["block_01"]["moe"]["experts"]["up"]["kernel"]
+  assert up.shape == (2, 4, 16, 16)
+
+
+def test_unstack_undoes_stack_in_every_trunk(deep):
+  _, params = deep
+  two = {"towers": {"trunk_a": params["params"]["trunk"], "x": jnp.ones(2)}, "b": {}}
+  back = stacking.unstack_layers(stacking.stack_layers(two))
+  assert jax.tree.structure(back) == jax.tree.structure(two)
+  jax.tree.map(np.testing.assert_array_equal, back, two)
+
+
+def test_layers_of_a_scan_start_from_different_weights_and_drop_differently():
+  config = small(every=0, modalities=("text",), scan=True)
+  config.trunk.update(dict(drop_path=0.5, depth=3))
+  net = towers.build(config)
+  batch = batch_of(("text",), b=16)
+
+  @jax.jit
+  def run(key):
+    params = net.init(key, batch)["params"]
+    encoded, _ = net.apply({"params": params}, batch, train=True, rngs=RNGS)
+    plain, _ = net.apply({"params": params}, batch)
+    return params, encoded["text"].pooled, plain["text"].pooled
+
+  params, dropped, plain = run(jax.random.key(0))
+  kernel = params["trunk"]["blocks"]["block_00"]["mlp"]["up"]["kernel"]
+  assert kernel.shape == (3, 16, 16)
+  assert not np.allclose(kernel[0], kernel[1])
+  assert not np.allclose(dropped, plain)
