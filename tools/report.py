@@ -10,10 +10,8 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import pathlib
-import platform
 import sys
 from typing import Any
 
@@ -27,8 +25,8 @@ from tools import report_plots as plots
 from tools import report_routing as routing
 from tools.report_data import Run
 from tools.report_html import Row
+from training import environment
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 KS = (1, 5, 10)
 DASH = "-"
 Floors = Mapping[str, Mapping[str, Any]]  # by retrieval evaluator
@@ -190,14 +188,15 @@ def headline(run: Run, floor: Mapping[str, Any]) -> str:
 def facts(run: Run) -> dict[str, object]:
   """Returns what was run, where and how long."""
   counts = data.parameters(run)
+  made = environment.read(str(run.path))
   batch = run.get("batch_size", 0)
   out: dict[str, object] = {
     "Recipe": run.get("name", "not recorded"),
     "Steps": f"{run.final_step:,} of {run.get('total_steps', 0):,}, batch {batch:,}",
     "Parameters": "not counted",
     "Training time": training_time(run, batch),
-    "Device": device(),
-    "Versions": versions(),
+    "Device": made.get("device", "not recorded"),
+    "Versions": made.get("versions", "not recorded"),
     "Reported": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
   }
   if counts:
@@ -219,27 +218,6 @@ def training_time(run: Run, batch: int) -> str:
   seconds = sum(n * batch / s for n, s in zip(spans, speed) if s > 0)
   minutes = seconds / 60
   return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
-def device() -> str:
-  """Returns the devices of this machine, as JAX names them."""
-  import jax
-
-  devices = jax.devices()
-  kind = devices[0].device_kind
-  kind = f"{platform.machine()} CPU" if kind == "cpu" else kind
-  return f"{len(devices)} x {kind}"
-
-
-def versions() -> str:
-  """Returns the versions of Python and of the packages that matter."""
-  found = [f"Python {platform.python_version()}"]
-  for package in PACKAGES:
-    try:
-      found.append(f"{package} {importlib.metadata.version(package)}")
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return ", ".join(found)
 
 
 def zero_shot_parts(run: Run, album: Album, floor: Mapping[str, Any]) -> list[str]:

@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import pipeline
+from input_pipeline import pipeline, tokenizer
 from sharding import placement
-from training import checkpoint, evaluation
+from training import checkpoint, environment, evaluation
 from training import metrics as metrics_lib
 from training import setup as setup_lib
 
@@ -77,6 +77,7 @@ def run(config, workdir: str) -> int:
   setup = setup_lib.build(config)
   if jax.process_index() == 0:
     checkpoint.save_config(workdir, config)
+    environment.write(workdir)
   with jax.set_mesh(setup.mesh), Stop() as stop:
     return Run(setup, workdir, say).train(stop)
 
@@ -114,9 +115,22 @@ class Run:
         state = state.replace(params=params, ema=ema)
       return state
     state, data = self.checkpointer.restore(self.setup.abstract_state())
+    self._check_tokenizer(data.get("tokenizer", ""))
     self.loader.restore(data)
     self.say(f"resuming from step {int(state.step)} of {self.config.total_steps}")
     return state
+
+  def _tokenizer(self) -> str:
+    path = self.config.data.tokenizer
+    return tokenizer.fingerprint(path) if path else ""
+
+  def _check_tokenizer(self, saved: str) -> None:
+    if saved != self._tokenizer():
+      raise ValueError(
+        f"the checkpoint in {self.workdir} was trained with another tokenizer (digest "
+        f"{saved}, now {self._tokenizer()}): its ids mean other words. Put the old one "
+        f"back at config.data.tokenizer = {self.config.data.tokenizer!r}."
+      )
 
   def train(self, stop: Stop) -> int:
     """Runs the remaining steps; returns the exit status."""
@@ -152,6 +166,7 @@ class Run:
           if stopping:
             return self._stopped(stop)
     finally:
+      self.loader.close()
       self.writer.close()
       self.checkpointer.close()
     return 0
@@ -214,7 +229,7 @@ class Run:
       if results:
         self.writer.write(self.step, {f"eval/{k}": v for k, v in results.items()})
       if saving:
-        data = self.loader.state()
+        data = {**self.loader.state(), "tokenizer": self._tokenizer()}
         self.checkpointer.save(self.step, self.state, data, self._complete(results))
 
   def _complete(self, results: dict) -> dict | None:

@@ -7,6 +7,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from training import environment
+
 N = 24
 EXPERTS = 4
 LAYERS = ("layer01", "layer03")
@@ -84,6 +86,7 @@ def write(workdir, seed=0):
   artifacts = workdir / "artifacts"
   artifacts.mkdir(parents=True)
   (workdir / "config.json").write_text(json.dumps(config()))
+  environment.write(str(workdir))
   rows = [training_row(step, rng) for step in range(2, 202, 2)]
   rows += [evaluation_row(step) for step in (100, 200)]
   text = "".join(json.dumps(row) + "\n" for row in rows)

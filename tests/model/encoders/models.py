@@ -32,12 +32,13 @@ def small(shared=True, every=2, modalities=("audio", "image", "text"), **changes
 def batch_of(names=("audio", "image", "text"), b=4, seed=0):
   """Returns a batch with padding in every modality that can have any."""
   rng = np.random.default_rng(seed)
+  rows = np.arange(b)[:, None]
   batch = {
     "audio": rng.standard_normal((b, 8, 4)).astype(np.float32),
-    "audio_mask": np.arange(8) < rng.integers(1, 9, (b, 1)),
+    "audio_mask": np.arange(8) < 8 - 3 * (rows % 3),
     "image": rng.standard_normal((b, 8, 8, 3)).astype(np.float32),
     "text": rng.integers(1, 9, (b, 3)).astype(np.int32),
-    "text_mask": np.arange(3) < rng.integers(1, 4, (b, 1)),
+    "text_mask": np.arange(3) < 3 - rows % 3,
     "id": np.arange(b, dtype=np.int32),
   }
   keep = ("id", *names, *(f"{m}_mask" for m in names))

@@ -93,7 +93,7 @@ def test_padding_neither_attends_nor_pools_nor_routes(sparse):
   real = batch["audio_mask"][..., None]
   noisy["audio"] = jnp.where(real, batch["audio"], 50 * batch_of(seed=1)["audio"])
   assert float(jnp.abs(noisy["audio"] - batch["audio"]).max()) > 10
-  assert not bool((noisy["text"] == batch["text"]).all())
+  assert bool((noisy["text"] != batch["text"]).any())
   (a, a_aux), (b, b_aux) = sparse(batch), sparse(noisy)
   equal(a_aux, b_aux, rtol=0)
   for m in NAMES:
@@ -120,7 +120,7 @@ def test_rows_that_are_not_valid_neither_route_nor_count(sparse):
     equal(a[m].pooled[:3], b[m].pooled[:3], rtol=0)
   assert not np.allclose(a["image"].pooled[3], b["image"].pooled[3])
   everyone = sparse(batch | {"valid": jnp.ones(4, bool)})
-  equal(everyone, sparse(), rtol=0)
+  equal(everyone, sparse(), rtol=1e-5, atol=1e-6)  # another program
   assert not np.allclose(everyone[1]["losses/moe_z"], a_aux["losses/moe_z"])
 
 
@@ -206,21 +206,31 @@ def test_training_draws_from_both_streams(sparse):
   assert not np.allclose(a, b) and float(load) != float(other)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(sparse, remat):
-  def grad_of(net):
+def test_remat_changes_no_gradient():
+  config = small(every=0, modalities=("text",))
+  config.trunk.update(dict(dropout=0.1, drop_path=0.1))
+  net = towers.build(config)
+  batch = batch_of(("text",))
+  params = filled(net, batch)
+
+  def grad_of(remat):
     def loss(params):
-      encoded, aux = net.apply(params, batch_of(), train=True, rngs=RNGS)
-      total = sum(jnp.sum(jnp.square(e.pooled)) for e in encoded.values())
-      return total + sum(v for k, v in aux.items() if k.startswith("losses/"))
+      model = net.clone(remat=remat)
+      encoded, _ = model.apply(params, batch, train=True, rngs=RNGS)
+      return jnp.sum(jnp.square(encoded["text"].pooled))
 
-    return jax.jit(jax.grad(loss))(sparse.params)
+    return jax.make_jaxpr(jax.grad(loss))(params), jax.jit(jax.grad(loss))(params)
 
-  want, got = grad_of(sparse.net), grad_of(sparse.net.clone(remat=remat))
-  equal(got, want, atol=1e-4, rtol=1e-4)
+  plain, want = grad_of("none")
   assert all(
     np.any(np.asarray(g) != 0) for g in jax.tree.leaves(want["params"]["trunk"])
   )
+  dots = [str(plain).count("dot_general")]
+  for remat in ("dots", "full"):
+    jaxpr, got = grad_of(remat)
+    equal(got, want, atol=1e-4, rtol=1e-4)
+    dots.append(str(jaxpr).count("dot_general"))
+  assert dots[0] < dots[1] < dots[2]  # what is recomputed: nothing, attention, all
 
 
 def test_eight_devices_give_what_one_gives(sparse):
