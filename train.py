@@ -26,7 +26,7 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments {argv[1:]}: did you mean --{argv[1]}?")
   logging.set_verbosity(logging.WARNING)
   distributed.initialize()
-  sys.exit(loop.run(_CONFIG.value, _WORKDIR.value))
+  sys.exit(loop.run(_CONFIG.value, str(_WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ def modality(**changes) -> ConfigDict:
   c.patch = ()  # patches: (height, width) of one patch
   c.vocab = 0  # tokens: number of ids, the padding id 0 included
   c.length = 0  # tokens: sequence length
+  c.thumbnail = ()  # patches: (height, width) of a small view added to every token
+  c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
   c.position = "learned"  # "learned" | "sincos" | "none"
   c.pool = "mean"  # "mean" | "cls" | "last" | "map"
   c.project = True  # a linear layer from width to embed_dim, without bias

@@ -18,7 +18,7 @@ def get_config(arg: str = ""):
   c.batch_size = 32_768
   sizes.set_trunk(c.model.trunk, "B")
   c.model.embed_dim = 512
-  image = base.modality(size=(224, 224, 3), patch=(16, 16), pool="cls")
+  image = base.modality(size=(224, 224, 3), patch=(16, 16), pool="cls", stem_norm=True)
   text = base.modality(stem="tokens", vocab=32_000, length=77, pool="last")
   text.trunk.update(dict(width=512, heads=8, mlp=2048, causal=True))
   c.model.modalities.image = image

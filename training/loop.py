@@ -1,6 +1,7 @@
 """The training loop: data -> step -> metrics -> evaluators -> checkpoints."""
 
 from collections.abc import Mapping
+import dataclasses
 import itertools
 import math
 import signal
@@ -112,7 +113,7 @@ class Run:
         self.say(f"took parameters from {self.config.init_from}; not taken or absent:")
         self.say("\n".join(report) or "  none")
         ema = jax.tree.map(jax.numpy.copy, params) if self.config.ema else {}
-        state = state.replace(params=params, ema=ema)
+        state = dataclasses.replace(state, params=params, ema=ema)
       return state
     state, data = self.checkpointer.restore(self.setup.abstract_state())
     self._check_tokenizer(data.get("tokenizer", ""))

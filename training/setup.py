@@ -89,7 +89,7 @@ class Setup:
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
     return jax.jit(self.init, out_shardings=shardings)(key)
 
-  def train_step(self) -> Callable:
+  def train_step(self) -> Any:
     """Returns the jitted step(state, batch) -> (state, metrics); donates the state."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
     step = step_lib.make_train_step(

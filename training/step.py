@@ -7,6 +7,7 @@ while the loss always has the whole batch's negatives.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
       n = state.step.astype(jnp.float32)
       decay = jnp.minimum(config.ema, (1.0 + n) / (10.0 + n))
       ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
-    new = state.replace(
+    new = dataclasses.replace(
+      state,
       step=state.step + 1,
       params=params,
       opt_state=opt_state,

@@ -31,6 +31,8 @@ class Modality:
   patch: tuple[int, ...] = ()
   vocab: int = 0
   length: int = 0
+  thumbnail: tuple[int, ...] = ()
+  stem_norm: bool = False
   position: str = "learned"
   pool: str = "mean"
   project: bool = True
@@ -69,6 +71,10 @@ class Modality:
       raise ValueError(
         f"{where}.size = {self.size} and .patch = {self.patch}, expected (height, "
         "width, channels) and (height, width), all at least 1"
+      )
+    if self.thumbnail and (len(self.thumbnail) != 2 or min(self.thumbnail) < 1):
+      raise ValueError(
+        f"{where}.thumbnail = {self.thumbnail}, expected (height, width) or ()"
       )
     for side, part in zip(self.size, self.patch, strict=False):
       if side % part:

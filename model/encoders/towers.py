@@ -4,7 +4,8 @@ raw array -> stem -> trunk (shared: LIMoE, arXiv 2206.02770; or own: CLIP, 2103.
 -> pool -> projection.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -16,6 +17,8 @@ from model.encoders import config as configs
 from model.encoders.config import Modality
 from model.encoders.trunk import Trunk, rematerialised
 from model.layers import constrain, stem
+from model.layers.block import Masks, Streams
+from model.layers.norm import Norm
 from model.layers.pool import Pool
 from model.moe.config import MoeConfig
 from model.types import Array, Batch, Encoded, Metrics
@@ -44,8 +47,9 @@ def build(model: Mapping[str, Any]) -> "Towers":
   rematerialised(model["remat"], model["scan"])  # raises early
   modalities = configs.modalities(model)
   moe = configs.sparse(model)
-  for m in modalities if moe else ():
-    moe.blocks(m.trunk.depth)
+  if moe:
+    for m in modalities:
+      moe.blocks(m.trunk.depth)  # raises early
   return Towers(
     modalities=modalities,
     embed_dim=model["embed_dim"],
@@ -69,7 +73,8 @@ class Towers(nn.Module):
     remat: "none" | "dots" | "full".
     dtype: of matmuls and activations; parameters, norms and `pooled` are f32.
 
-  Parameters: stem_<m>, trunk (or trunk_<m>), pool_<m>, project_<m>/kernel [w, d].
+  Parameters: stem_<m>, norm_<m>, trunk (or trunk_<m>), pool_<m>, project_<m>/kernel
+  [w, d].
   Random streams while training: "dropout", "router".
   """
 
@@ -106,27 +111,42 @@ class Towers(nn.Module):
         f"the batch holds {sorted(batch)}, expected at least one of "
         f"{[m.name for m in self.modalities]} (config.model.modalities)"
       )
-    x, masks, pools = {}, {}, {}
+    x: dict[str, Array] = {}
+    masks: dict[str, Array | None] = {}
+    pools = {}
     for m in present:
       pools[m.name] = self._pool(m)
       tokens, mask = self._stem(m)(batch[m.name], batch.get(f"{m.name}_mask"))
+      if m.stem_norm:
+        norm = Norm(m.trunk.norm, dtype=self.dtype, name=f"norm_{m.name}")
+        tokens = norm(tokens)
       tokens, masks[m.name] = pools[m.name].prepend(tokens, mask)
       x[m.name] = constrain.batch(tokens)
-    x, aux = self._trunks(present, x, masks, batch.get("valid"), train)
+    y, aux = self._trunks(present, x, masks, batch.get("valid"), train)
     encoded = {}
     for m in present:
-      pooled = pools[m.name](x[m.name], masks[m.name])
+      tokens, mask = y[m.name], masks[m.name]
+      pooled = pools[m.name](tokens, mask)
       if m.project:
         pooled = self._project(m.name, pooled)
-      encoded[m.name] = Encoded(pooled, x[m.name], _whole(masks[m.name], x[m.name]))
+      encoded[m.name] = Encoded(pooled, tokens, _whole(mask, tokens))
     return encoded, aux
 
   def _stem(self, m: Modality) -> nn.Module:
-    common = dict(width=m.trunk.width, position=m.position, name_of=m.name)
-    common |= dict(dtype=self.dtype, name=f"stem_{m.name}")
+    make: Callable[..., nn.Module]
     if m.stem == "tokens":
-      return stem.Tokens(vocab=m.vocab, length=m.length, **common)
-    return stem.Patches(size=m.size, patch=m.patch, **common)
+      make = functools.partial(stem.Tokens, vocab=m.vocab, length=m.length)
+    else:
+      make = functools.partial(
+        stem.Patches, size=m.size, patch=m.patch, thumbnail=m.thumbnail
+      )
+    return make(
+      width=m.trunk.width,
+      position=m.position,
+      name_of=m.name,
+      dtype=self.dtype,
+      name=f"stem_{m.name}",
+    )
 
   def _pool(self, m: Modality) -> Pool:
     return Pool(
@@ -150,32 +170,42 @@ class Towers(nn.Module):
     )
     return project(pooled)
 
-  def _trunks(self, present, x, masks, valid, train):
-    options = dict(moe=self.moe, scan=self.scan, remat=self.remat, dtype=self.dtype)
+  def _trunks(
+    self,
+    present: list[Modality],
+    x: dict[str, Array],
+    masks: dict[str, Array | None],
+    valid: Array | None,
+    train: bool,
+  ) -> tuple[Streams, Metrics]:
+    """Returns modality -> [b, n, w], and aux."""
+    trunk_of = functools.partial(
+      Trunk, moe=self.moe, scan=self.scan, remat=self.remat, dtype=self.dtype
+    )
     if self.shared:
       if len({y.shape[0] for y in x.values()}) > 1:
         sizes = {m: y.shape[0] for m, y in x.items()}
         raise ValueError(f"modalities of one batch differ in their examples: {sizes}")
-      trunk = Trunk(present[0].trunk, name="trunk", **options)
-      x, reports = trunk(x, masks, self._routed(x, masks, valid), train)
-      return x, _collect([reports])
-    done, all_reports = {}, []
+      trunk = trunk_of(present[0].trunk, name="trunk")
+      shared, reports = trunk(x, masks, self._routed(x, masks, valid), train)
+      return shared, _collect([reports])
+    done: dict[str, Array] = {}
+    all_reports: list[dict[int, Metrics]] = []
     for m in present:
       one, mask = {m.name: x[m.name]}, {m.name: masks[m.name]}
-      trunk = Trunk(m.trunk, name=f"trunk_{m.name}", **options)
-      one, reports = trunk(one, mask, self._routed(one, mask, valid), train)
-      done |= one
+      trunk = trunk_of(m.trunk, name=f"trunk_{m.name}")
+      own, reports = trunk(one, mask, self._routed(one, mask, valid), train)
+      done |= own
       all_reports.append(
         {i: {_of(k, m.name): v for k, v in r.items()} for i, r in reports.items()}
       )
     return done, _collect(all_reports)
 
-  def _routed(self, x, masks, valid):
+  def _routed(self, x: Streams, masks: Masks, valid: Array | None) -> Array | None:
     """Returns bool[b, sum of n]: real tokens of valid examples; None if dense."""
     if self.moe is None:
       return None
-    masks = [_whole(masks[m], x[m]) for m in sorted(x)]
-    routed = jnp.concatenate(masks, axis=1)
+    routed = jnp.concatenate([_whole(masks[m], x[m]) for m in sorted(x)], axis=1)
     return routed if valid is None else routed & valid[:, None]
 
 

@@ -68,8 +68,7 @@ class Period(nn.Module):
     """rates: f32[length] of stochastic depth, or None; the rest as `Block`."""
     aux = []
     for j in range(self.length):
-      rate = 0.0 if rates is None else rates[j]
-      x, more = self.block(j)(x, masks, routed, rate)
+      x, more = self.block(j)(x, masks, routed, None if rates is None else rates[j])
       aux.append(more)
     return x, tuple(aux)
 
@@ -117,17 +116,17 @@ class Trunk(nn.Module):
 
     def block(i: int) -> nn.Module:
       moe = None
-      if sparse[i]:
+      if self.moe and sparse[i]:
         moe = functools.partial(MoeMlp, config=self.moe, mlp=c.mlp, dtype=self.dtype)
-      return block_type(c, moe, train, self.dtype, name=f"block_{i:02d}")
+      rate = 0.0 if self.scan else c.drop_path_rate(i)
+      return block_type(c, moe, rate, train, self.dtype, name=f"block_{i:02d}")
 
     if self.scan:
       x, aux = self._scan(block, smallest_period(sparse), x, masks, routed, train)
     else:
       aux = {}
       for i in range(c.depth):
-        rate = c.drop_path_rate(i) if train else 0.0
-        x, aux[i] = block(i)(x, masks, routed, rate)
+        x, aux[i] = block(i)(x, masks, routed)
     norm = Norm(c.norm, dtype=self.dtype, name="norm")
     return {m: norm(y) for m, y in x.items()}, {i: a for i, a in aux.items() if a}
 
@@ -136,8 +135,8 @@ class Trunk(nn.Module):
     steps = c.depth // period
     rates = None
     if train and c.drop_path:
-      rates = [c.drop_path_rate(i) for i in range(c.depth)]
-      rates = jnp.asarray(rates, jnp.float32).reshape(steps, period)
+      every = [c.drop_path_rate(i) for i in range(c.depth)]
+      rates = jnp.asarray(every, jnp.float32).reshape(steps, period)
     scanned = nn.scan(
       Period,
       variable_axes={"params": 0, "intermediates": 0},

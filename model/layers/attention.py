@@ -4,6 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from model.layers import matmul
 from model.types import Array
 
 IMPLEMENTATIONS = ("xla", "cudnn")
@@ -48,9 +49,9 @@ def _dense(
   q: Array, k: Array, v: Array, allowed: Array | None, causal: bool, implementation: str
 ) -> Array:
   """allowed: bool[b, 1, q or 1, n], with a key for every query."""
-  if implementation != "xla":
+  if implementation == "cudnn":
     return jax.nn.dot_product_attention(
-      q, k, v, mask=allowed, is_causal=causal, implementation=implementation
+      q, k, v, mask=allowed, is_causal=causal, implementation="cudnn"
     )
   # Written out: as fast on CPU as jax.nn's, whose XLA path breaks strict promotion.
   scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
@@ -113,6 +114,7 @@ class Attention(nn.Module):
         (self.heads, width // self.heads),
         dtype=self.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
+        dot_general=matmul.dot_general,
         name=name,
       )(inputs)
 
@@ -129,5 +131,6 @@ class Attention(nn.Module):
       axis=(-2, -1),
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
+      dot_general=matmul.dot_general,
       name="out",
     )(y)

@@ -68,6 +68,7 @@ class Block(nn.Module):
   Attributes:
     config: of the trunk.
     moe: makes the sparse MLP, given its `name`; None: a dense one.
+    rate: stochastic depth rate of this block.
     train: dropout, drop path, routing noise and training capacity, or none of them.
     dtype: of the matmuls and activations.
 
@@ -76,12 +77,13 @@ class Block(nn.Module):
 
   config: TrunkConfig
   moe: Callable[..., nn.Module] | None = None
+  rate: float = 0.0
   train: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x: Streams, masks: Masks, routed: Array | None, rate: float | Array
+    self, x: Streams, masks: Masks, routed: Array | None, rate: Array | None = None
   ) -> tuple[Streams, Metrics]:
     """Applies the block.
 
@@ -90,12 +92,13 @@ class Block(nn.Module):
         in the alphabetical order of the names.
       masks: modality -> bool[b, n] or None, True for a token that may be attended to.
       routed: bool[b, sum of n], True for a token that a sparse MLP may route.
-      rate: stochastic depth rate of this block.
+      rate: f32[], instead of the attribute, where a scan shares the code of its layers.
 
     Returns:
       modality -> [b, n, w], and what the sparse MLP reports ({} if dense).
     """
     c = self.config
+    depth_rate = self.rate if rate is None else rate
     norm1 = Norm(c.norm, dtype=self.dtype, name="norm1")
     attention = Attention(
       c.heads,
@@ -105,7 +108,9 @@ class Block(nn.Module):
       name="attention",
     )
     norm2 = Norm(c.norm, dtype=self.dtype, name="norm2")
-    x = {m: y + self._drop(attention(norm1(y), masks[m]), rate) for m, y in x.items()}
+    x = {
+      m: y + self._drop(attention(norm1(y), masks[m]), depth_rate) for m, y in x.items()
+    }
     z = {m: norm2(y) for m, y in x.items()}
     aux: Metrics = {}
     if self.moe is None:
@@ -123,7 +128,9 @@ class Block(nn.Module):
       )
       ends = np.cumsum(sizes)[:-1].tolist()
       z = dict(zip(names, jnp.split(joined, ends, axis=1)))
-    return {m: constrain.batch(y + self._drop(z[m], rate)) for m, y in x.items()}, aux
+    return {
+      m: constrain.batch(y + self._drop(z[m], depth_rate)) for m, y in x.items()
+    }, aux
 
   def _drop(self, y: Array, rate: float | Array) -> Array:
     if not self.train:

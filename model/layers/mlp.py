@@ -1,9 +1,12 @@
 """The dense MLP of a transformer block."""
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from model.layers import matmul
 from model.types import Array
 
 
@@ -25,7 +28,12 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x: [..., w] -> dtype [..., w]."""
-    init = nn.initializers.xavier_uniform()
-    up = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init, name="up")
-    down = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="down")
+    dense = functools.partial(
+      nn.Dense,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      dot_general=matmul.dot_general,
+    )
+    up = dense(self.hidden, name="up")
+    down = dense(x.shape[-1], name="down")
     return down(jax.nn.gelu(up(x), approximate=True))

@@ -9,6 +9,7 @@ import math
 from flax import linen as nn
 import jax.numpy as jnp
 
+from model.layers import matmul
 from model.layers import position as positions
 from model.types import Array
 
@@ -21,16 +22,21 @@ class Patches(nn.Module):
     size: (height, width, channels) of the input; channels 1 for [b, t, f].
     patch: (height, width) of a patch.
     position: "learned" | "sincos" | "none".
+    thumbnail: (height, width) to which the whole input is averaged; an embedding of it
+      is added to every token, so that a token knows its surroundings before the first
+      attention. () adds nothing.
     name_of: the modality, for error messages.
     dtype: of the result.
 
-  Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w].
+  Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w];
+  thumbnail/kernel [th * tw * c, w].
   """
 
   width: int
-  size: tuple[int, int, int]
-  patch: tuple[int, int]
+  size: tuple[int, ...]
+  patch: tuple[int, ...]
   position: str = "learned"
+  thumbnail: tuple[int, ...] = ()
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
 
@@ -69,12 +75,30 @@ class Patches(nn.Module):
       x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
       mask = mask.reshape(-1, rows, high).any(axis=-1)
       mask = jnp.repeat(mask, columns, axis=1)
+    whole = self._thumbnail(x, where) if self.thumbnail else None
     # A reshape and one matmul: the same numbers as a strided convolution, and faster.
     x = x.astype(self.dtype).reshape(-1, rows, high, columns, wide, x.shape[-1])
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
-    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
+    x = nn.Dense(
+      self.width, dtype=self.dtype, dot_general=matmul.dot_general, name="embed"
+    )(x)
+    if whole is not None:
+      x = x + whole[:, None, :]
     table = self._positions(grid, features)
     return (x if table is None else x + table.astype(self.dtype)[None]), mask
+
+  def _thumbnail(self, x: Array, where: str) -> Array:
+    """Returns [b, w]: the embedding of x [b, h, w, c], averaged to `thumbnail`."""
+    b, h, w, c = x.shape
+    rows, columns = self.thumbnail
+    if h % rows or w % columns:
+      raise ValueError(
+        f"{self.name_of} of {h} x {w} cannot be averaged to {where}.thumbnail = "
+        f"{self.thumbnail} ({h} % {rows} = {h % rows}, {w} % {columns} = {w % columns})"
+      )
+    x = x.astype(self.dtype).reshape(b, rows, h // rows, columns, w // columns, c)
+    x = x.mean(axis=(2, 4)).reshape(b, -1)
+    return nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="thumbnail")(x)
 
   def _grid(self, x: Array, features: bool, where: str) -> tuple[int, int]:
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -32,11 +32,11 @@ class Recorder(nn.Module):
 @pytest.fixture(scope="module")
 def dense():
   """Returns (parameters, apply(params, names)) of a dense block."""
-  params = filled(Block(CONFIG), streams(), MASKS, None, 0.0)
+  params = filled(Block(CONFIG), streams(), MASKS, None)
 
   def apply(params, names):
     x, masks = ({m: part[m] for m in names} for part in (streams(), MASKS))
-    return Block(CONFIG).apply(params, x, masks, None, 0.0)
+    return Block(CONFIG).apply(params, x, masks, None)
 
   return params, jax.jit(apply, static_argnums=1)
 
@@ -54,11 +54,9 @@ def test_a_sparse_mlp_gets_all_tokens_in_alphabetical_order(dense):
   params, apply = dense
   block = Block(CONFIG, moe=Recorder, train=True)
   shared = {k: v for k, v in params["params"].items() if k != "mlp"}
-  shapes = jax.eval_shape(
-    lambda: block.init(KEY, streams(), MASKS, ROUTED, 0.0)["params"]
-  )
+  shapes = jax.eval_shape(lambda: block.init(KEY, streams(), MASKS, ROUTED)["params"])
   assert jax.tree.map(jnp.shape, shared) == jax.tree.map(jnp.shape, shapes)
-  run = jax.jit(lambda p: block.apply({"params": p}, streams(), MASKS, ROUTED, 0.0))
+  run = jax.jit(lambda p: block.apply({"params": p}, streams(), MASKS, ROUTED))
   x, aux = run(shared)
   assert bool(aux["train"]) and bool(aux["mask"].all())
   silent = {**shared, "mlp": jax.tree.map(jnp.zeros_like, params["params"]["mlp"])}
@@ -72,8 +70,8 @@ def test_drop_path_keeps_the_residual_and_acts_in_training_only(dense):
   params, apply = dense
 
   def run(train):
-    block = Block(CONFIG, train=train)
-    return block.apply(params, streams(), MASKS, None, 0.99999, rngs={"dropout": KEY})
+    block = Block(CONFIG, train=train, rate=0.99999)
+    return block.apply(params, streams(), MASKS, None, rngs={"dropout": KEY})
 
   train, _ = jax.jit(run, static_argnums=0)(True)
   np.testing.assert_array_equal(train["text"], streams()["text"])
@@ -89,7 +87,7 @@ def test_dropout_changes_with_its_key(dense):
   @jax.jit
   def run(key):
     rngs = {"dropout": key}
-    return block.apply(dense[0], streams(), MASKS, None, 0.0, rngs=rngs)[0]["image"]
+    return block.apply(dense[0], streams(), MASKS, None, rngs=rngs)[0]["image"]
 
   np.testing.assert_array_equal(run(KEY), run(KEY))
   assert not np.allclose(run(KEY), run(jax.random.key(1)))

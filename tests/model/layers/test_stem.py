@@ -116,3 +116,20 @@ def test_dtype():
     (y, _), variables = jax.eval_shape(lambda: stem.init_with_output(KEY, x))  # noqa: B023
     assert y.dtype == jnp.bfloat16
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(variables))
+
+
+def test_a_thumbnail_adds_one_embedding_of_the_whole_input_to_every_token():
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  plain = Patches(16, (8, 8, 3), (4, 4))
+  whole = Patches(16, (8, 8, 3), (4, 4), thumbnail=(2, 2))
+  variables = whole.init(jax.random.key(1), x)
+  assert variables["params"]["thumbnail"]["kernel"].shape == (2 * 2 * 3, 16)
+  own = {k: v for k, v in variables["params"].items() if k != "thumbnail"}
+  added = whole.apply(variables, x)[0] - plain.apply({"params": own}, x)[0]
+  small = x.reshape(2, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(2, 12)
+  expected = small @ variables["params"]["thumbnail"]["kernel"]
+  np.testing.assert_allclose(
+    added, np.broadcast_to(expected[:, None], added.shape), atol=1e-5
+  )
+  with pytest.raises(ValueError, match=r"8 % 3 = 2"):
+    Patches(16, (8, 8, 3), (4, 4), thumbnail=(3, 3)).init(jax.random.key(0), x)
