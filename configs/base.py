@@ -20,6 +20,7 @@ def modality(**changes) -> ConfigDict:
   c.vocab = 0  # tokens: number of ids, the padding id 0 included
   c.length = 0  # tokens: sequence length
   c.thumbnail = ()  # patches: (height, width) of a small view added to every token
+  c.drop_patches = 0.0  # patches: share that training leaves out (FLIP)
   c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
   c.position = "learned"  # "learned" | "sincos" | "none"
   c.pool = "mean"  # "mean" | "cls" | "last" | "map"

@@ -32,6 +32,7 @@ class Modality:
   vocab: int = 0
   length: int = 0
   thumbnail: tuple[int, ...] = ()
+  drop_patches: float = 0.0
   stem_norm: bool = False
   position: str = "learned"
   pool: str = "mean"
@@ -71,6 +72,10 @@ class Modality:
       raise ValueError(
         f"{where}.size = {self.size} and .patch = {self.patch}, expected (height, "
         "width, channels) and (height, width), all at least 1"
+      )
+    if not 0 <= self.drop_patches < 1:
+      raise ValueError(
+        f"{where}.drop_patches = {self.drop_patches}, expected 0 or more and below 1"
       )
     if self.thumbnail and (len(self.thumbnail) != 2 or min(self.thumbnail) < 1):
       raise ValueError(

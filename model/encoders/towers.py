@@ -116,7 +116,8 @@ class Towers(nn.Module):
     pools = {}
     for m in present:
       pools[m.name] = self._pool(m)
-      tokens, mask = self._stem(m)(batch[m.name], batch.get(f"{m.name}_mask"))
+      given = batch.get(f"{m.name}_mask")
+      tokens, mask = self._stem(m)(batch[m.name], given, train)
       if m.stem_norm:
         norm = Norm(m.trunk.norm, dtype=self.dtype, name=f"norm_{m.name}")
         tokens = norm(tokens)
@@ -138,7 +139,11 @@ class Towers(nn.Module):
       make = functools.partial(stem.Tokens, vocab=m.vocab, length=m.length)
     else:
       make = functools.partial(
-        stem.Patches, size=m.size, patch=m.patch, thumbnail=m.thumbnail
+        stem.Patches,
+        size=m.size,
+        patch=m.patch,
+        thumbnail=m.thumbnail,
+        drop=m.drop_patches,
       )
     return make(
       width=m.trunk.width,

@@ -7,6 +7,7 @@ piano rolls. `Tokens` serves every sequence of ids. A new modality is a config e
 import math
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from model.layers import matmul
@@ -25,11 +26,14 @@ class Patches(nn.Module):
     thumbnail: (height, width) to which the whole input is averaged; an embedding of it
       is added to every token, so that a token knows its surroundings before the first
       attention. () adds nothing.
+    drop: share of the patches that training leaves out, another choice for each example
+      and step: cheaper, and a regulariser (FLIP, arXiv 2212.00794).
     name_of: the modality, for error messages.
     dtype: of the result.
 
   Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w];
   thumbnail/kernel [th * tw * c, w].
+  Random stream while training with drop > 0: "dropout".
   """
 
   width: int
@@ -37,11 +41,14 @@ class Patches(nn.Module):
   patch: tuple[int, ...]
   position: str = "learned"
   thumbnail: tuple[int, ...] = ()
+  drop: float = 0.0
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array | None]:
+  def __call__(
+    self, x: Array, mask: Array | None = None, train: bool = False
+  ) -> tuple[Array, Array | None]:
     """Cuts and embeds.
 
     An image of another size than `size` gets interpolated positions. Features [b, t, f]
@@ -50,10 +57,12 @@ class Patches(nn.Module):
     Args:
       x: float [b, h, w, c] or [b, t, f].
       mask: bool[b, h], True for a real frame (row); padded frames count as 0.
+      train: whether to leave patches out.
 
     Returns:
       dtype [b, n, w], row by row; bool[b, n], True where a patch holds any real frame,
-      or None without a mask.
+      or None without a mask. With patches left out, round((1 - drop) * n) of them, at
+      least 1, in order.
 
     Raises:
       ValueError: an input that the patches do not tile, or not of `size`'s features.
@@ -79,13 +88,32 @@ class Patches(nn.Module):
     # A reshape and one matmul: the same numbers as a strided convolution, and faster.
     x = x.astype(self.dtype).reshape(-1, rows, high, columns, wide, x.shape[-1])
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
+    table = self._positions(grid, features)
+    if table is not None:
+      table = table.astype(self.dtype)[None]
+    if train and self.drop:
+      # Before the embedding, so that what is left out costs nothing. The positions are
+      # picked by a product: the gradient of a look-up is a scatter, slow on CPU.
+      kept = self._kept(x)
+      x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+      if mask is not None:
+        mask = jnp.take_along_axis(mask, kept, axis=1)
+      if table is not None:
+        pick = jax.nn.one_hot(kept, table.shape[1], dtype=self.dtype)
+        table = matmul.dot_general(pick, table[0], (((2,), (0,)), ((), ())))
     x = nn.Dense(
       self.width, dtype=self.dtype, dot_general=matmul.dot_general, name="embed"
     )(x)
     if whole is not None:
       x = x + whole[:, None, :]
-    table = self._positions(grid, features)
-    return (x if table is None else x + table.astype(self.dtype)[None]), mask
+    return (x if table is None else x + table), mask
+
+  def _kept(self, x: Array) -> Array:
+    """Returns int32[b, kept]: sorted indices of the patches that stay."""
+    b, n, _ = x.shape
+    count = max(1, round((1 - self.drop) * n))
+    draw = jax.random.uniform(self.make_rng("dropout"), (b, n))
+    return jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
 
   def _thumbnail(self, x: Array, where: str) -> Array:
     """Returns [b, w]: the embedding of x [b, h, w, c], averaged to `thumbnail`."""
@@ -157,12 +185,15 @@ class Tokens(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+  def __call__(
+    self, x: Array, mask: Array | None = None, train: bool = False
+  ) -> tuple[Array, Array]:
     """Embeds.
 
     Args:
       x: int[b, n] with n <= length; a shorter sequence keeps the first positions.
       mask: bool[b, n], True for a real id; None: the ids other than 0.
+      train: changes nothing.
 
     Returns:
       dtype [b, n, w] and the mask.
@@ -171,6 +202,7 @@ class Tokens(nn.Module):
       ValueError: more ids than `length`, or a mask of another shape.
       TypeError: ids that are not integers.
     """
+    del train
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 2:
       raise TypeError(f"{self.name_of} is {x.dtype}{x.shape}, expected int[b, n] ids")
     if x.shape[1] > self.length:

@@ -133,3 +133,23 @@ def test_a_thumbnail_adds_one_embedding_of_the_whole_input_to_every_token():
   )
   with pytest.raises(ValueError, match=r"8 % 3 = 2"):
     Patches(16, (8, 8, 3), (4, 4), thumbnail=(3, 3)).init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos"])
+def test_patches_are_left_out_in_training_only(
+  position,
+):
+  x = image(8, 8)
+  stem = Patches(16, (8, 8, 3), (2, 2), position=position, drop=0.75)
+  params = filled(stem, x)
+  whole, _ = stem.apply(params, x)
+  rngs = {"dropout": jax.random.key(3)}
+  some, _ = stem.apply(params, x, train=True, rngs=rngs)
+  assert whole.shape[1] == 16 and some.shape[1] == 4
+  distance = jnp.abs(whole[:, None] - some[:, :, None]).max(axis=-1)  # [b, 4, 16]
+  found = jnp.argmin(distance, axis=-1)
+  assert float(distance.min(axis=-1).max()) < 1e-5
+  assert (jnp.diff(found, axis=1) > 0).all(), "in order, none twice"
+  assert (found[0] != found[1]).any(), "each example draws its own"
+  other, _ = stem.apply(params, x, train=True, rngs={"dropout": jax.random.key(4)})
+  assert (some != other).any()
