@@ -89,7 +89,11 @@ class Checkpointer:
     self._best = config.best
     self._manager = ocp.CheckpointManager(
       self.directory,
-      item_names=("state", "data"),
+      # Named here, a new process can read the metadata before it restores anything.
+      item_handlers={
+        "state": ocp.StandardCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         step_prefix="step",

@@ -154,7 +154,7 @@ def test_unwritable_workdir_explains_itself(tmp_path):
 def test_vocabulary_and_architecture_mismatch_on_resume(whole):
   done = train(whole, "--config.total_steps=40", "--config.model.trunk.depth=4")
   assert done.returncode != 0
-  assert "block_03" in done.stderr and "not in the file" in done.stderr
+  assert "block_02" in done.stderr and "not in the file" in done.stderr
   done = train(
     whole, "--config.total_steps=40", "--config.model.modalities.text.vocab=99"
   )

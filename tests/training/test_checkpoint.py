@@ -68,6 +68,8 @@ def test_keeps_the_latest_and_the_best(state, tmp_path):
 def test_another_architecture_is_named_parameter_by_parameter(state, tmp_path):
   one = checkpoint.Checkpointer(str(tmp_path), options())
   one.save(1, state, {})
+  one.close()
+  one = checkpoint.Checkpointer(str(tmp_path), options())  # as a new process would
   config = tiny()
   config.model.modalities.text.vocab = 48
   other = one_device(config)
