@@ -1,0 +1,44 @@
+import json
+import pathlib
+import re
+
+import pytest
+
+from tests.tools import synthetic
+from tools import collect
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_runs_become_one_file_and_one_row(tmp_path):
+  workdirs = []
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    synthetic.write(tmp_path / name)
+    workdirs.append(str(tmp_path / name))
+  out = tmp_path / "out.json"
+  assert collect.main([*workdirs, "--title", "Two", "--out", str(out)]) == 0
+  result = json.loads(out.read_text())
+  values = result["metrics"]["eval/retrieval/i2t_r10"]
+  assert len(values) == 2 and len(result["made"]) == 2
+  assert "jax" in result["made"][0]["versions"]
+  text = collect.table([result])
+  assert f"{values[0]:.3f} ± 0.000" in text and "| Two, without flags |" in text
+
+
+def test_runs_of_two_recipes_are_refused(tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    synthetic.write(tmp_path / name)
+  config = json.loads((tmp_path / "b" / "config.json").read_text())
+  (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"name": "other"}))
+  with pytest.raises(ValueError, match="different recipes"):
+    collect.collect([str(tmp_path / "a"), str(tmp_path / "b")], "x")
+
+
+def test_the_readme_shows_what_the_committed_results_say():
+  text = (ROOT / "README.md").read_text()
+  block = re.search(r"<!-- results: (.*?) -->\n(.*?)\n<!-- end -->", text, re.S)
+  assert block, "the README has no results table"
+  files = [ROOT / name for name in block.group(1).split()]
+  assert block.group(2) == collect.table([json.loads(f.read_text()) for f in files])

@@ -1,0 +1,105 @@
+"""Collects the last evaluations of finished runs, one per seed, into a committed JSON.
+
+python -m tools.collect runs/a0 runs/a1 --title "LIMoE" --out docs/results/x.json
+python -m tools.collect --table docs/results/*.json
+
+The first form writes the figures of each run, its floors, commands, device and
+versions; the second prints the README's table of such files, mean ± deviation.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from tools import report_data
+from training import environment
+
+COLUMNS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+MAIN = "retrieval"
+
+
+def collect(workdirs: Sequence[str], title: str) -> dict[str, Any]:
+  """Returns {title, seeds, metrics: name -> one figure per run, floors, made}.
+
+  Raises:
+    ValueError: runs of different recipes, or one that measured nothing.
+  """
+  runs = [report_data.read(pathlib.Path(w)) for w in workdirs]
+  names = {str(r.get("name")) for r in runs}
+  if len(names) > 1:
+    raise ValueError(f"runs of different recipes: {sorted(names)}")
+  found = [report_data.results(r, title)["metrics"] for r in runs]
+  if not all(found):
+    raise ValueError(f"a run of {workdirs} has no evaluations")
+  shared = sorted(set.intersection(*map(set, found)))
+  floors: dict[str, list[float]] = {}
+  for workdir in workdirs:
+    path = pathlib.Path(workdir) / "artifacts" / "floors.json"
+    floor = json.loads(path.read_text()).get(MAIN, {}) if path.exists() else {}
+    for key, value in floor.items():
+      if isinstance(value, int | float):
+        floors.setdefault(key, []).append(value)
+  return {
+    "title": title,
+    "seeds": [r.get("seed") for r in runs],
+    "steps": [r.final_step for r in runs],
+    "metrics": {k: [f[k] for f in found] for k in shared},
+    "floors": floors,
+    "made": [environment.read(w) for w in workdirs],
+  }
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a markdown table: rows of results, and one of the first one's floors."""
+  head = ["held-out retrieval", *(c.replace("_r", " R@") for c in COLUMNS), "seeds"]
+  lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+  for result in results:
+    for sub, note in (("", ""), ("without_flag/", ", without flags")):
+      keys = [f"eval/{MAIN}/{sub}{c}" for c in COLUMNS]
+      cells = [_cell(result["metrics"].get(k)) for k in keys]
+      row = [result["title"] + note, *cells, str(len(result["seeds"]))]
+      lines.append("| " + " | ".join(row) + " |")
+  floors: Mapping[str, Any] = next(
+    (r["floors"] for r in results if r.get("floors")), {}
+  )
+  if floors:
+    cells = [_cell(floors.get(c)) for c in COLUMNS]
+    count = len(next(iter(floors.values())))
+    row = ["floor: ridge on 24x24 pixels", *cells, str(count)]
+    lines.append("| " + " | ".join(row) + " |")
+  return "\n".join(lines)
+
+
+def _cell(values: Sequence[float] | None) -> str:
+  if not values:
+    return "-"
+  mean = f"{statistics.fmean(values):.3f}"
+  return mean + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  parser = argparse.ArgumentParser(prog="python -m tools.collect", description=__doc__)
+  parser.add_argument("paths", nargs="+", help="workdirs; with --table, JSON files")
+  parser.add_argument(
+    "--table", action="store_true", help="print a table of JSON files"
+  )
+  parser.add_argument("--title", default="", help="of the results")
+  parser.add_argument("--out", help="the JSON file to write")
+  args = parser.parse_args(argv)
+  if args.table:
+    print(table([json.loads(pathlib.Path(p).read_text()) for p in args.paths]))
+    return 0
+  if not args.out:
+    parser.error("--out is needed: the JSON file to write")
+  found = collect(args.paths, args.title or pathlib.Path(args.out).stem)
+  pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
