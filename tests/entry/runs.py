@@ -1,0 +1,62 @@
+"""Runs the real train.py, in processes of its own, on the small emoji recipe."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = "configs/limoe_emoji.py:runlocal"
+
+
+def command(workdir, *more, config=CONFIG):
+  return [
+    sys.executable,
+    "train.py",
+    f"--config={config}",
+    f"--workdir={workdir}",
+    "--config.evaluators=()",
+    "--config.checkpoint.best=",
+    *more,
+  ]
+
+
+def environment():
+  env = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+  env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
+  return env
+
+
+def train(workdir, *more, config=CONFIG):
+  return subprocess.run(
+    command(workdir, *more, config=config),
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def losses(workdir):
+  """Step -> loss, as a string of digits: equality is bit by bit."""
+  out = {}
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    if set(row) == {"step", "loss"}:
+      out[row["step"]] = repr(row["loss"])
+  return out
+
+
+def has_metrics(workdir):
+  return (workdir / "metrics.jsonl").exists()
+
+
+def wait_for(ready, process, seconds=240):
+  end = time.monotonic() + seconds
+  while not ready():
+    assert process.poll() is None, "the run ended too early"
+    assert time.monotonic() < end, "nothing happened in time"
+    time.sleep(0.02)

