@@ -49,10 +49,15 @@ class Stop:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
-  def agreed(self, step: int) -> bool:
-    """Returns whether to stop after `step`; the same answer on every host."""
+  def agreed(self, step: int, every: int) -> bool:
+    """Returns whether to stop after `step`; the same answer on every host.
+
+    Several hosts ask each other every `every` steps only: asking waits for the device.
+    """
     if jax.process_count() == 1:
       return self.signal is not None
+    if step % every:
+      return False
     return bool(multihost_utils.process_allgather(np.int32(self.signal or 0)).any())
 
 
@@ -135,10 +140,18 @@ class Run:
 
   def train(self, stop: Stop) -> int:
     """Runs the remaining steps; returns the exit status."""
-    total = self.config.total_steps
-    if self.step >= total:
-      self.say(f"already at step {self.step} of {total}: nothing to train")
+    try:
+      if self.step < self.config.total_steps:
+        return self._steps(stop)
+      self.say(f"already at step {self.step}: nothing to train")
       return 0
+    finally:
+      self.loader.close()
+      self.writer.close()
+      self.checkpointer.close()
+
+  def _steps(self, stop: Stop) -> int:
+    total = self.config.total_steps
     train_step, flops, batches = self._compile()
     bar = tqdm(
       total=total,
@@ -151,25 +164,20 @@ class Run:
       smoothing=0.05,
     )
     self.clock.start()
-    try:
-      with bar:
-        while self.step < total:
-          with self.clock.waiting():
-            batch = next(batches)
-          self.state, values = train_step(self.state, self.setup.put(batch))
-          self.step += 1
-          self._keep(values)
-          bar.update()
-          if self.step % self.config.log_every == 0 or self.step == total:
-            self._log(flops, bar)
-          stopping = stop.agreed(self.step)
-          self._after_step(total, stopping, bar)
-          if stopping:
-            return self._stopped(stop)
-    finally:
-      self.loader.close()
-      self.writer.close()
-      self.checkpointer.close()
+    with bar:
+      while self.step < total:
+        with self.clock.waiting():
+          batch = next(batches)
+        self.state, values = train_step(self.state, self.setup.put(batch))
+        self.step += 1
+        self._keep(values)
+        bar.update()
+        if self.step % self.config.log_every == 0 or self.step == total:
+          self._log(flops, bar)
+        stopping = stop.agreed(self.step, self.config.log_every)
+        self._after_step(total, stopping, bar)
+        if stopping:
+          return self._stopped(stop)
     return 0
 
   def _compile(self):
