@@ -24,7 +24,7 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp requirements-dev.txt
 # Large pages: XLA's buffers of a step come from malloc, and page faults cost a tenth.
 demo: $(VENV)/demo.stamp
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python train.py --config configs/limoe_emoji.py --workdir $(DEMO)
-	$(BIN)/python -m tools.report $(DEMO) --beside docs/results/limoe_emoji_full.json
+	$(BIN)/python -m tools.report $(DEMO) --beside docs/results/limoe_emoji.json docs/results/clip_emoji.json
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu and not net" -n 2 --dist loadfile

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 
 from etils import epath
@@ -27,8 +28,13 @@ def describe() -> dict[str, str]:
   return {
     "device": f"{len(devices)} x {kind}",
     "versions": ", ".join(found),
-    "command": " ".join(["python", *sys.argv]),
+    "command": " ".join(["python", *map(_without_folders, sys.argv)]),
   }
+
+
+def _without_folders(argument: str) -> str:
+  # Where a machine keeps its runs says nothing to those who read the figures elsewhere.
+  return re.sub(r"(?<![\w.:/])/(?:[^\s/=]+/)+", "", argument)
 
 
 def write(workdir: str) -> None:
