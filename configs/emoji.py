@@ -122,10 +122,7 @@ def set_styles(c: ConfigDict) -> None:
   c.data.options.update(dict(styles=("twemoji", "noto"), skin_tones=False))
   transforms = dict(c.data.transforms)
   transforms["color"] = dict(
-    brightness=0.4, contrast=0.4, saturation=0.8, hue=0.1, grayscale=0.2
-  )
-  transforms["random_resized_crop"] = dict(
-    scale=(0.6, 1.6), ratio=(0.8, 1.25), rotate=10.0
+    brightness=0.25, contrast=0.25, saturation=0.4, hue=0.03, grayscale=0.15
   )
   c.data.transforms = tuple(transforms.items())
   every = c.checkpoint.every

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from model.moe.config import MoeConfig
+from model.encoders import count
 
 # Dense bf16 FLOP/s of what JAX calls one device, by device_kind; first match counts.
 # From the vendors' data sheets, which give them per chip: a v2, v3 or 7x chip is two
@@ -164,31 +164,12 @@ def step_flops(compiled: Any, config: Any) -> float | None:
 
 
 def model_flops(config: Any) -> float:
-  """Returns the FLOPs of one step by the shapes of the matrices: 3 forward passes.
+  """Returns the FLOPs of the matmuls of one step: three forward passes of the towers.
 
-  Counts attention, MLPs (k experts a token), router, stems and projections of all
-  towers, frozen ones as trained; no losses, poolings, norms. 2 FLOPs a multiply-add.
+  Frozen towers count as trained, experts as k per token.
   """
-  c = config.model
-  per_example = 0.0
-  for modality in c.modalities.values():
-    trunk = dict(c.trunk)
-    if not c.shared_trunk:
-      trunk.update(modality.trunk)
-    w, m, depth = trunk["width"], trunk["mlp"], trunk["depth"]
-    if modality.stem == "tokens":
-      n, stem = modality.length, 0
-    else:
-      height, width, channels = modality.size
-      ph, pw = modality.patch
-      n, stem = (height // ph) * (width // pw), 2 * ph * pw * channels * w
-    moe = MoeConfig.from_config(c.moe)
-    sparse = len(moe.blocks(depth)) if c.shared_trunk or moe.every or moe.layers else 0
-    attention = 8 * w * w + 4 * n * w
-    dense, experts = 4 * w * m, moe.k * 4 * w * m + 2 * w * moe.experts
-    blocks = depth * attention + (depth - sparse) * dense + sparse * experts
-    per_example += n * (stem + blocks) + 2 * w * c.embed_dim * bool(modality.project)
-  return 3.0 * per_example * config.batch_size
+  forward = sum(count.flops_per_example(config.model).values())
+  return 3.0 * forward * config.batch_size
 
 
 def memory() -> dict[str, float]:
