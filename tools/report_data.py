@@ -228,13 +228,14 @@ def results(run: Run, title: str) -> dict[str, Any]:
 
 
 def spread(value: Any) -> tuple[float, float] | None:
-  """Returns (mean, std) of a number, a list of seeds or {"mean", "std"}."""
+  """Returns (mean, sample deviation) of a number, a list of seeds or {"mean", "std"}."""
   if value is None:
     return None
   if isinstance(value, Mapping):
     return float(value["mean"]), float(value.get("std", 0.0))
   values = np.asarray(value, float)
-  return float(values.mean()), float(values.std())
+  # As tools/collect.py: of the seeds that could have been, not of those that were.
+  return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -109,7 +109,7 @@ def test_the_page_says_what_was_measured(built):
   for words in (
     "limoe_synthetic", "Step 200", "1.00 M, 0.00 M active", "jax ",
     "This run, without flag", "Floor: ridge on 24x24 pixels", "Floor: chance",
-    "A longer run", "0.321 ± 0.012", "0.350 ± 0.050", "retrieval train (train split)",
+    "A longer run", "0.321 ± 0.012", "0.350 ± 0.071", "retrieval train (train split)",
     "linear probe of the pixels", "Alignment, image and text", "Uniformity, image",
   ):  # fmt: skip
     assert words in page.text, words
