@@ -228,7 +228,7 @@ def results(run: Run, title: str) -> dict[str, Any]:
 
 
 def spread(value: Any) -> tuple[float, float] | None:
-  """Returns (mean, sample deviation) of a number, a list of seeds or {"mean", "std"}."""
+  """Returns (mean, sample deviation) of a number, of seeds or of {"mean", "std"}."""
   if value is None:
     return None
   if isinstance(value, Mapping):
