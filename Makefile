@@ -21,7 +21,7 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp requirements-dev.txt
 
 # Trains the LIMoE of configs/limoe_emoji.py, evaluates it and writes the report.
 # Interrupt it and run it again: it resumes.
-# Large pages: XLA's buffers of a step come from malloc, and page faults cost a tenth.
+# Large pages: XLA's buffers of a step come from malloc, and page faults add up.
 demo: $(VENV)/demo.stamp
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python train.py --config configs/limoe_emoji.py --workdir $(DEMO)
 	$(BIN)/python -m tools.report $(DEMO) --beside docs/results/limoe_emoji.json docs/results/clip_emoji.json

@@ -2,7 +2,7 @@
 
 python train.py --config configs/limoe_l16.py:data=my_tfds --workdir gs://bucket/run
 About 1.7 B parameters, 0.3 B active per token. The published totals fix how many blocks
-are sparse but not which: 32 experts in five blocks give 1.65 B; assumed are the last
+are sparse but not which: 32 experts in five blocks give 1.64 B; assumed are the last
 five of every second one, V-MoE's "Last-5" (arXiv 2106.05974).
 Differences from the paper, where it is known: no JFT class names among the captions, a
 sentencepiece vocabulary trained on your own captions, AdamW's place taken by optax's

@@ -1,7 +1,6 @@
 """Orbax checkpoints of a run: state and data iterator together, best and latest."""
 
 from collections.abc import Mapping
-import json
 import os
 from typing import Any
 
@@ -254,8 +253,3 @@ def save_config(workdir: str, config) -> None:
   """Writes config.json, from which tools rebuild the run."""
   text = config.to_json(indent=1, sort_keys=True)
   (epath.Path(workdir) / "config.json").write_text(text)
-
-
-def load_config(workdir: str) -> dict[str, Any]:
-  """Returns the config that a run wrote, as plain dicts and lists."""
-  return json.loads((epath.Path(workdir) / "config.json").read_text())

@@ -1,6 +1,5 @@
 """The evaluators of a config, on their schedules."""
 
-from collections.abc import Callable
 import dataclasses
 import time
 from typing import Any
@@ -43,23 +42,19 @@ class Scheduled:
     return {f"{self.name}/{k}": float(v) for k, v in results.items()}
 
 
-def make_context(setup, workdir: str, encode: Callable | None = None):
-  """Returns the evaluators' context of a setup."""
-  return context_lib.Context(
-    mesh=setup.mesh,
-    encode=encode or step_lib.eval_encode(setup.towers),
-    config=setup.config,
-    workdir=workdir,
-  )
-
-
 def build(setup, workdir: str) -> list[Scheduled]:
   """Returns the evaluators of `setup.config.evaluators`.
 
   Raises:
-    ValueError: an unknown evaluator, or two of one name.
+    ValueError: an unknown evaluator, two of one name, or config.checkpoint.best of an
+      evaluator that is not among them.
   """
-  context = make_context(setup, workdir)
+  context = context_lib.Context(
+    mesh=setup.mesh,
+    encode=step_lib.eval_encode(setup.towers),
+    config=setup.config,
+    workdir=workdir,
+  )
   out = []
   for file, every, options in setup.config.evaluators:
     cls = catalogue.find("evaluators", file, "Evaluator")
@@ -71,4 +66,11 @@ def build(setup, workdir: str) -> list[Scheduled]:
   names = [s.name for s in out]
   if len(set(names)) != len(names):
     raise ValueError(f"config.evaluators: two of one name in {names}; set options.name")
+  best = setup.config.checkpoint.best
+  if best and best.partition("/")[0] not in names:
+    raise ValueError(
+      f"config.checkpoint.best = {best!r} is a metric of no evaluator: "
+      f"{catalogue.near_misses(best.partition('/')[0], names)} Metrics are called "
+      "<evaluator>/<metric>; '' keeps the latest checkpoints only."
+    )
   return out

@@ -242,8 +242,10 @@ class Run:
         self.checkpointer.save(self.step, self.state, data, self._complete(results))
 
   def _complete(self, results: dict) -> dict | None:
-    # A step at which only some evaluators ran cannot be the best one.
-    return results if self.config.checkpoint.best in results else None
+    # A step at which the evaluator that decides did not run cannot be the best one.
+    decides = self.config.checkpoint.best.partition("/")[0]
+    ran = {name.partition("/")[0] for name in results}
+    return results if decides in ran else None
 
   def _stopped(self, stop: Stop) -> int:
     self.checkpointer.wait()

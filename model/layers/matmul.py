@@ -13,8 +13,8 @@ def dot_general(
   """Returns `jax.lax.dot_general` of tokens [..., i] and a kernel [i, ...], flattened.
 
   For `nn.Dense(dot_general=...)`. As one product of two matrices, its gradient
-  by the kernel contracts one dimension instead of two, which XLA's CPU backend runs up
-  to twice as fast; elsewhere the reshapes are free.
+  by the kernel contracts one dimension instead of two, which XLA's CPU backend runs
+  faster; elsewhere the reshapes are free.
 
   Args:
     lhs: [..., *inner].

@@ -85,7 +85,7 @@ class Patches(nn.Module):
       mask = mask.reshape(-1, rows, high).any(axis=-1)
       mask = jnp.repeat(mask, columns, axis=1)
     whole = self._thumbnail(x, where) if self.thumbnail else None
-    # A reshape and one matmul: the same numbers as a strided convolution, and faster.
+    # A reshape and one matmul: the same numbers as a strided convolution.
     x = x.astype(self.dtype).reshape(-1, rows, high, columns, wide, x.shape[-1])
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
     table = self._positions(grid, features)
