@@ -189,7 +189,7 @@ def _maker(
     raise ValueError(f"config.seed = {config.seed} is negative")
   shapes = {}
   for name, m in config.model.modalities.items():
-    shapes[name] = (m.length,) if m.stem == "tokens" else tuple(m.size)
+    shapes[name] = (m.length + m.ngrams,) if m.stem == "tokens" else tuple(m.size)
   made = transforms(config, key)
   return examples.Maker(found, made, shapes, int(config.seed), stream, split)
 

@@ -87,7 +87,8 @@ def abstract_params(config: Any) -> Any:
   batch = {}
   for name, modality in config.model.modalities.items():
     if modality.stem == "tokens":
-      batch[name] = jax.ShapeDtypeStruct((1, modality.length), jnp.int32)
+      ids = modality.length + modality.ngrams
+      batch[name] = jax.ShapeDtypeStruct((1, ids), jnp.int32)
     else:
       size = tuple(modality.size)
       shape = size if size[-1] > 1 or name == "image" else size[:-1]

@@ -46,7 +46,7 @@ class Setup:
     spec = {}
     for name, m in self.config.model.modalities.items():
       if m.stem == "tokens":
-        spec[name] = jax.ShapeDtypeStruct((b, m.length), jnp.int32)
+        spec[name] = jax.ShapeDtypeStruct((b, m.length + m.ngrams), jnp.int32)
         spec[f"{name}_mask"] = jax.ShapeDtypeStruct((b, m.length), jnp.bool_)
       else:
         spec[name] = jax.ShapeDtypeStruct((b, *m.size), jnp.float32)

@@ -31,6 +31,9 @@ class Modality:
   patch: tuple[int, ...] = ()
   vocab: int = 0
   length: int = 0
+  ngrams: int = 0
+  ngram_rows: int = 8192
+  drop_ngrams: float = 0.0
   thumbnail: tuple[int, ...] = ()
   drop_patches: float = 0.0
   stem_norm: bool = False
@@ -52,6 +55,7 @@ class Modality:
       for key in ("vocab", "length"):
         if getattr(self, key) < 1:
           raise ValueError(f"{where}.{key} = {getattr(self, key)}, expected at least 1")
+      self._check_ngrams(where)
     else:
       self._check_patches(where)
     if self.pool == "cls" and self.trunk.causal:
@@ -65,6 +69,17 @@ class Modality:
         f"{where}.position = 'sincos' needs a trunk width divisible by {divisor}, got "
         f"{self.trunk.width} ({self.trunk.width} % {divisor} = "
         f"{self.trunk.width % divisor})"
+      )
+
+  def _check_ngrams(self, where: str) -> None:
+    if self.ngrams < 0 or self.ngram_rows < 2:
+      raise ValueError(
+        f"{where}.ngrams = {self.ngrams} and .ngram_rows = {self.ngram_rows}, expected "
+        "0 or more n-grams in at least 2 rows, of which the first is padding"
+      )
+    if not 0 <= self.drop_ngrams < 1:
+      raise ValueError(
+        f"{where}.drop_ngrams = {self.drop_ngrams}, expected 0 or more and below 1"
       )
 
   def _check_patches(self, where: str) -> None:
@@ -87,6 +102,11 @@ class Modality:
           f"{where}.size = {self.size} is not tiled by {where}.patch = {self.patch} "
           f"({side} % {part} = {side % part})"
         )
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of one example of the raw array."""
+    return (self.length + self.ngrams,) if self.stem == "tokens" else self.size
 
   @property
   def tokens(self) -> int:
@@ -148,13 +168,12 @@ def sparse(model: Mapping[str, Any]) -> MoeConfig | None:
 def example(model: Mapping[str, Any], size: int = 1) -> dict[str, Array]:
   """Returns a batch of `size` zeros of every modality: enough to initialise Towers.
 
-  f32[size, height, width, channels] for patches, int32[size, length] for tokens. The
-  parameters do not depend on `size`.
+  f32[size, height, width, channels] for patches, int32[size, length + ngrams] for
+  tokens. The parameters do not depend on `size`.
   """
-  batch = {}
-  for m in modalities(model):
-    if m.stem == "tokens":
-      batch[m.name] = jnp.zeros((size, m.length), jnp.int32)
-    else:
-      batch[m.name] = jnp.zeros((size, *m.size), jnp.float32)
-  return batch
+  return {
+    m.name: jnp.zeros(
+      (size, *m.shape), jnp.int32 if m.stem == "tokens" else jnp.float32
+    )
+    for m in modalities(model)
+  }

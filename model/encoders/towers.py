@@ -136,7 +136,14 @@ class Towers(nn.Module):
   def _stem(self, m: Modality) -> nn.Module:
     make: Callable[..., nn.Module]
     if m.stem == "tokens":
-      make = functools.partial(stem.Tokens, vocab=m.vocab, length=m.length)
+      make = functools.partial(
+        stem.Tokens,
+        vocab=m.vocab,
+        length=m.length,
+        ngrams=m.ngrams,
+        ngram_rows=m.ngram_rows,
+        drop=m.drop_ngrams,
+      )
     else:
       make = functools.partial(
         stem.Patches,

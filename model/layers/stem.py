@@ -166,20 +166,33 @@ class Patches(nn.Module):
 class Tokens(nn.Module):
   """Looks ids up in a table and adds their positions.
 
+  With `ngrams`, each example brings hashed letter n-grams behind its ids (fastText,
+  arXiv 1607.04606, eq. 1); the sum of their embeddings, over the root of their number,
+  is added to every token, as a thumbnail is to every patch: unseen words are then near
+  the seen ones that are spelt alike.
+
   Attributes:
     width: of a token.
     vocab: number of ids, the padding id 0 included.
     length: most ids of an example.
+    ngrams: n-grams of an example; 0 for none.
+    ngram_rows: rows of their table, the padding row 0 included.
+    drop: share of the n-grams that training leaves out.
     position: "learned" | "sincos" | "none".
     name_of: the modality, for error messages.
     dtype: of the result.
 
-  Parameters (f32): embed/embedding [vocab, w]; position [length, w].
+  Parameters (f32): embed/embedding [vocab, w]; position [length, w]; ngrams
+  [ngram_rows, w].
+  Random stream while training with drop > 0: "dropout".
   """
 
   width: int
   vocab: int
   length: int
+  ngrams: int = 0
+  ngram_rows: int = 0
+  drop: float = 0.0
   position: str = "learned"
   name_of: str = "text"
   dtype: jnp.dtype = jnp.float32
@@ -191,9 +204,10 @@ class Tokens(nn.Module):
     """Embeds.
 
     Args:
-      x: int[b, n] with n <= length; a shorter sequence keeps the first positions.
+      x: int[b, n + ngrams] with n <= length: ids, then n-grams, each padded with 0. A
+        shorter sequence keeps the first positions.
       mask: bool[b, n], True for a real id; None: the ids other than 0.
-      train: changes nothing.
+      train: whether to leave n-grams out.
 
     Returns:
       dtype [b, n, w] and the mask.
@@ -202,9 +216,15 @@ class Tokens(nn.Module):
       ValueError: more ids than `length`, or a mask of another shape.
       TypeError: ids that are not integers.
     """
-    del train
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 2:
       raise TypeError(f"{self.name_of} is {x.dtype}{x.shape}, expected int[b, n] ids")
+    if x.shape[1] <= self.ngrams:
+      raise ValueError(
+        f"{self.name_of} has shape {x.shape}, expected ids and behind them "
+        f"config.model.modalities.{self.name_of}.ngrams = {self.ngrams} n-grams"
+      )
+    n = x.shape[1] - self.ngrams
+    x, grams = x[:, :n], x[:, n:]
     if x.shape[1] > self.length:
       raise ValueError(
         f"{self.name_of} has {x.shape[1]} ids, expected at most "
@@ -224,10 +244,24 @@ class Tokens(nn.Module):
       name="embed",
     )
     y = embed(x)
+    if self.ngrams:
+      y = y + self._bag(grams, train)[:, None, :]
     table = _table(self, self.position, (self.length,), self.width)
     if table is not None:
       y = y + table[: x.shape[1]].astype(self.dtype)[None]
     return y, mask
+
+  def _bag(self, grams: Array, train: bool) -> Array:
+    """grams: int[b, g], 0 is padding -> dtype [b, w]."""
+    init = nn.initializers.normal(self.width**-0.5)
+    table = self.param("ngrams", init, (self.ngram_rows, self.width))
+    kept = grams != 0
+    if train and self.drop:
+      kept &= jax.random.uniform(self.make_rng("dropout"), grams.shape) >= self.drop
+    rows = jnp.where(kept[..., None], table.astype(self.dtype)[grams], 0)
+    count = jnp.sum(kept, axis=1, dtype=jnp.float32)[:, None]
+    scale = jax.lax.rsqrt(jnp.maximum(count, 1.0)).astype(self.dtype)
+    return jnp.sum(rows, axis=1) * scale
 
 
 def _table(

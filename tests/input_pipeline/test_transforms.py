@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -285,6 +286,19 @@ def test_tokenize_pads_cuts_and_masks(tokenizer):
     for s in range(20)
   }
   assert len(sampled) > 1
+
+
+def test_letter_ngrams_stand_behind_the_ids(tokenizer):
+  transform = tokenize.Transform(
+    tokenizer=tokenizer, vocab=300, length=6, ngrams=8, ngram_rows=1000
+  )
+  out = transform({"caption": "Red cat"}, rng())
+  assert out["text"].shape == (14,) and out["text_mask"].shape == (6,)
+  grams = ["<re", "red", "ed>", "<red", "red>", "<red>", "<red>", "<ca"]
+  expected = [1 + zlib.crc32(g.encode()) % 999 for g in grams]
+  np.testing.assert_array_equal(out["text"][6:], expected)
+  short = transform({"caption": "a"}, rng())["text"][6:]
+  assert (short != 0).sum() == 2, "<a> as an n-gram and as the word"
 
 
 def test_every_transform_keeps_to_the_contract():
