@@ -84,7 +84,8 @@ def retrieval_rows(
   main = main_retrieval(run)
   ways = run.retrievals().get(main, [])
   columns = [f"{w}_r{k}" for w in ways for k in KS]
-  head = ["Retrieval", *(c.replace("_r", " R@") for c in columns), "items"]
+  titles = [c.replace("_r", " R@") for c in columns]
+  head = [f"Retrieval, {run.split(main)} split", *titles, "items"]
   metrics = {k: run.last(k) for k in run.keys}
 
   def row(title: str, values: Mapping[str, Any], at: str, floor: Mapping) -> Row:

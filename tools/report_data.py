@@ -207,7 +207,7 @@ def _floor(run: Run, name: str) -> dict[str, Any]:
     title = "pixel nearest neighbour"
     compute: Callable[..., dict[str, Any]] = emoji_floors.style_floor
     sources = open_source(run, trained), open_source(run, split, options)
-  elif (trained, split) == ("train", "test"):
+  elif trained == "train" and split in ("validation", "test"):
     title, compute = "ridge on 24x24 pixels", emoji_floors.floors
     # Skin tones are augmentation: to the ridge they would be copies.
     plain = {"skin_tones": False, **options}

@@ -15,7 +15,7 @@ from input_pipeline import emoji_art, emoji_tables
 from input_pipeline.interfaces import Example
 from model import catalogue
 
-_SPLITS = ("train", "test", "all")
+_SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,11 @@ class Source:
   label_group (9), label_subgroup (100), label_flag and label_style.
 
   Attributes:
-    split: "train" | "test" | "all".
+    split: "train" | "validation" | "test" | "all".
     seed: of the split into families; Twemoji alone decides, so styles never move it.
     test_share: of the concepts without skin tones, that are held out.
+    validation_share: of the same, held out too, for choosing settings; taken from what
+      would be train, so the test split never moves.
     languages: of the captions.
     styles: drawing styles, "twemoji" | "noto" | "openmoji"; one example for each.
     skin_tones: adds skin tone variants, named as such, to the splits train and all.
@@ -37,13 +39,15 @@ class Source:
     flags: whether flags are part of it.
 
   Raises:
-    ValueError: an unknown split, language or style.
+    ValueError: an unknown split, language or style, shares that leave nothing to train
+      on, or the split validation without a share.
     ModuleNotFoundError: a wheel is missing; says which to install.
   """
 
   split: str = "train"
   seed: int = 0
   test_share: float = 0.2
+  validation_share: float = 0.0
   languages: tuple[str, ...] = emoji_tables.LANGUAGES
   styles: tuple[str, ...] = ("twemoji",)
   skin_tones: bool = False
@@ -54,13 +58,25 @@ class Source:
     _check("split", (self.split,), _SPLITS)
     _check("languages", self.languages, emoji_tables.LANGUAGES)
     _check("styles", self.styles, emoji_art.STYLES)
-    if not 0 < self.test_share < 1:
-      raise ValueError(
-        f"test_share = {self.test_share} is not between 0 and 1; it is set by "
-        "config.data.options.test_share"
-      )
+    self._check_shares()
     for style in self.styles:
       emoji_art.files(style)
+
+  def _check_shares(self) -> None:
+    test, validation = self.test_share, self.validation_share
+    where = "config.data.options"
+    if not 0 < test < 1:
+      raise ValueError(f"{where}.test_share = {test} is not between 0 and 1")
+    if not 0 <= validation < 1 - test:
+      raise ValueError(
+        f"{where}.validation_share = {validation} is not in [0, {1 - test:g}): 1 - "
+        f"test_share = 1 - {test} is what there is, and some of it must train"
+      )
+    if self.split == "validation" and not validation:
+      raise ValueError(
+        f"the split 'validation' is empty: {where}.validation_share = 0.0; set it to "
+        "the share of the concepts to hold out, e.g. 0.12"
+      )
 
   @property
   def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -123,33 +139,44 @@ def _ids(styles: tuple[str, ...]) -> Mapping[str, int]:
   return {key: position[first[key]] for key in keys}
 
 
+def _split_of(source: Source) -> Mapping[int, str]:
+  """Returns family -> "train" | "validation" | "test", whatever the source's split."""
+  return _shares(source.seed, source.test_share, source.validation_share)
+
+
 @functools.lru_cache(maxsize=16)
-def _held_out(seed: int, test_share: float) -> frozenset[int]:
-  """Returns the families of the test split: shuffled, taken until the share is full."""
+def _shares(seed: int, test: float, validation: float) -> Mapping[int, str]:
+  """Shuffles the families; the first fill the test share, the next the validation's."""
   concepts, families = emoji_tables.concepts(), _families()
   sizes: dict[int, int] = {}
   for key in _drawn():
     if not concepts[key].toned:
       sizes[families[key]] = sizes.get(families[key], 0) + 1
-  order = np.random.default_rng(seed).permutation(sorted(sizes))
+  order = [int(f) for f in np.random.default_rng(seed).permutation(sorted(sizes))]
   counts = np.cumsum([sizes[f] for f in order])
-  last = int(np.searchsorted(counts, test_share * counts[-1]))
-  return frozenset(int(f) for f in order[: last + 1])
+  last = int(np.searchsorted(counts, test * counts[-1]))
+  until = int(np.searchsorted(counts, counts[last] + validation * counts[-1]))
+  return {
+    **dict.fromkeys(families.values(), "train"),  # also those of tone variants alone
+    **dict.fromkeys(order[: last + 1], "test"),
+    **dict.fromkeys(order[last + 1 : until + 1], "validation"),
+  }
 
 
 @functools.lru_cache(maxsize=16)
 def _items(source: Source) -> tuple[tuple[str, str], ...]:
   """Returns the (style, key) of each example, styles outside, keys in order inside."""
   concepts, families = emoji_tables.concepts(), _families()
-  held_out = _held_out(source.seed, source.test_share)
+  split_of = _split_of(source)
   # Tone variants are augmentation: evaluation is always on the concepts without.
-  toned = source.skin_tones and source.split != "test"
+  toned = source.skin_tones and source.split in ("train", "all")
   used: dict[str, int] = {}
   items = []
   for key in _drawn():
     concept = concepts[key]
-    wanted = {"train": families[key] not in held_out, "test": families[key] in held_out}
-    if not wanted.get(source.split, True) or (concept.flag and not source.flags):
+    if source.split not in ("all", split_of[families[key]]):
+      continue
+    if concept.flag and not source.flags:
       continue
     if concept.toned:
       base = "-".join(c for c in key.split("-") if c not in emoji_tables.TONES)
@@ -165,15 +192,22 @@ def _items(source: Source) -> tuple[tuple[str, str], ...]:
 
 
 def _without_leaks(source: Source, style: str, keys: list[str]) -> list[str]:
-  """Returns the keys drawn in the style; none of train looks as one of test there."""
+  """Returns the keys drawn in the style, without look-alikes of what is held out.
+
+  None of train looks as one of validation or test there, none of validation as one of
+  test; test itself is never thinned.
+  """
   art = emoji_art.files(style)
   keys = [key for key in keys if key in art]
-  if source.split != "train" or style == "twemoji":  # families join Twemoji's twins
+  guarded = {"train": ("validation", "test"), "validation": ("test",)}
+  held_out = guarded.get(source.split, ())
+  if not held_out or style == "twemoji":  # families join Twemoji's twins
     return keys
-  digests, families = emoji_art.digests(style), _families()
-  held_out = _held_out(source.seed, source.test_share)
+  digests, families, split_of = emoji_art.digests(style), _families(), _split_of(source)
   seen = {
-    digests[key] for key in _drawn() if key in digests and families[key] in held_out
+    digests[key]
+    for key in _drawn()
+    if key in digests and split_of[families[key]] in held_out
   }
   return [key for key in keys if digests[key] not in seen]
 

@@ -118,6 +118,31 @@ def test_its_small_form_takes_two_steps(name):
   assert int(state.step) == 2
 
 
+EMOJI = [name for name in RECIPES if name.endswith("_emoji")]
+
+
+@pytest.mark.parametrize("name", EMOJI)
+def test_without_tune_nothing_is_picked_by_the_test_split(name):
+  plain = recipe(name)
+  assert plain.checkpoint.best == ""
+  assert "validation_share" not in plain.data.options
+  assert {o.get("split", "test") for _, _, o in plain.evaluators} == {"test", "train"}
+
+
+@pytest.mark.parametrize("name", EMOJI)
+@pytest.mark.parametrize("arg", ["tune", "tune,runlocal", "tune,full"])
+def test_tune_never_looks_at_the_test_split(name, arg):
+  tuned = recipe(name, arg)
+  assert tuned.checkpoint.best == "retrieval/i2t_r10"
+  assert tuned.data.options.validation_share == 0.12
+  for _, _, options in tuned.evaluators:
+    looked = {options.get("split", "test"), *options.get("count_splits", ())}
+    assert looked <= {"train", "validation"}, options
+  assert tuned.name == f"{name}_tune"
+  with pytest.raises(ValueError, match="do not go together"):
+    recipe(name, "tune,styles")
+
+
 def test_arguments_have_types_and_suggest_names():
   got = args_lib.parse("runlocal,seed=3", runlocal=False, seed=0, data="")
   assert (got.runlocal, got.seed, got.data) == (True, 3, "")

@@ -18,7 +18,6 @@ def command(workdir, *more, config=CONFIG):
     f"--config={config}",
     f"--workdir={workdir}",
     "--config.evaluators=()",
-    "--config.checkpoint.best=",
     *more,
   ]
 

@@ -102,6 +102,50 @@ def test_the_split_does_not_leak(seed):
 
 
 @needs_emoji
+@pytest.mark.parametrize("seed", [0, 3])
+def test_validation_families_come_out_of_train_and_leave_test_where_it_is(seed):
+  plain = {x: set(keys(Source(split=x, seed=seed))) for x in ("train", "test")}
+  parts = {
+    x: Source(split=x, seed=seed, validation_share=0.12, skin_tones=True)
+    for x in ("train", "validation", "test")
+  }
+  found = {x: set(keys(s)) for x, s in parts.items()}
+  assert found["test"] == plain["test"]
+  assert found["validation"] < plain["train"]
+  assert 0.12 * 1923 <= len(found["validation"]) < 0.14 * 1923
+  families = {x: {s[i]["family"] for i in range(len(s))} for x, s in parts.items()}
+  assert not families["train"] & families["validation"]
+  assert not families["test"] & (families["train"] | families["validation"])
+  assert keys(Source(seed=seed, validation_share=0.0)) == keys(Source(seed=seed))
+  assert set().union(*(found[x] for x in found)) >= plain["train"] | plain["test"]
+
+
+@needs_emoji
+def test_no_look_alike_of_what_is_held_out_is_in_an_earlier_split(monkeypatch):
+  splits = ("train", "validation", "test")
+  plain = {x: keys(Source(split=x, validation_share=0.12)) for x in splits}
+  art = emoji_art.files("twemoji")
+  monkeypatch.setattr(emoji_art, "files", lambda style: art)
+  made = {x: Source(split=x, validation_share=0.12, styles=("noto",)) for x in splits}
+  first = {x: plain[x][0] for x in splits}
+  alike = {
+    first["train"]: first["validation"],
+    plain["train"][1]: first["test"],
+    first["validation"]: first["validation"],
+    plain["validation"][1]: first["test"],
+  }
+  monkeypatch.setattr(
+    emoji_art, "digests", lambda style: {key: alike.get(key, key) for key in art}
+  )
+  from input_pipeline.sources import emoji
+
+  left = {x: emoji._without_leaks(made[x], "noto", plain[x]) for x in splits}
+  assert left["train"] == plain["train"][2:]
+  assert left["validation"] == [first["validation"], *plain["validation"][2:]]
+  assert left["test"] == plain["test"]
+
+
+@needs_emoji
 def test_splits_differ_with_the_seed_only():
   a = {e for e in keys(Source(split="test"))}
   assert a == set(keys(Source(split="test", languages=("en",), skin_tones=True)))
@@ -149,6 +193,10 @@ def test_wrong_options():
     Source(styles=("twemojis",))
   with pytest.raises(ValueError, match="test_share"):
     Source(test_share=1.5)
+  with pytest.raises(ValueError, match=r"validation_share = 0.8 is not in \[0, 0\.8\)"):
+    Source(validation_share=0.8)
+  with pytest.raises(ValueError, match=r"data\.options\.validation_share = 0\.0; set"):
+    Source(split="validation")
 
 
 def test_a_missing_wheel_says_what_to_install(monkeypatch):

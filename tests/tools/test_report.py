@@ -108,7 +108,8 @@ def test_the_page_says_what_was_measured(built):
   _, _, page = built
   for words in (
     "limoe_synthetic", "Step 200", "1.00 M, 0.00 M active", "jax ",
-    "This run, without flag", "Floor: ridge on 24x24 pixels", "Floor: chance",
+    "Retrieval, test split", "This run, without flag", "Floor: chance",
+    "Floor: ridge on 24x24 pixels",
     "A longer run", "0.321 ± 0.012", "0.350 ± 0.071", "retrieval train (train split)",
     "linear probe of the pixels", "Alignment, image and text", "Uniformity, image",
   ):  # fmt: skip
@@ -196,6 +197,23 @@ def test_only_a_retrieval_on_held_out_items_is_the_headline(workdir):
   assert run.split("retrieval_train") == "train"
   assert run.subsets("retrieval") == ["without_flag"]
   assert run.retrievals()["retrieval"] == ["i2t", "t2i"]
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_held_out_split_has_the_floor_of_the_ridge(workdir, monkeypatch, split):
+  run = report_data.read(workdir)
+  opened = []
+
+  def source(run, split, options=None):
+    opened.append(split)
+    return ()
+
+  monkeypatch.setattr(report_data, "open_source", source)
+  monkeypatch.setattr(report_data.Run, "split", lambda self, name: split)
+  monkeypatch.setattr("benchmarks.emoji_floors.floors", lambda *_: {"i2t_r1": 0.5})
+  floor = report_data._floor(run, "retrieval")
+  assert floor == {"title": "ridge on 24x24 pixels", "i2t_r1": 0.5}
+  assert opened == ["train", split]
 
 
 def test_captions_are_english():
