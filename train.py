@@ -13,21 +13,32 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sharding import distributed
-from training import loop
+from training import errors, loop
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, artifacts.")
+flags.DEFINE_bool("debug", False, "Show the tracebacks of wrong settings too.")
 flags.mark_flags_as_required(["config", "workdir"])
+
+
+def parse(argv):
+  """Reads the flags and, with them, the recipe."""
+  with errors.parsing():
+    left = flags.FLAGS(argv)[1:]
+    if left:
+      raise flags.Error(f"unexpected arguments {left}: did you mean --{left[0]}?")
+    return argv[:1]
 
 
 def main(argv):
   """Brings the hosts up, then hands over to the loop."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: did you mean --{argv[1]}?")
+  del argv
   logging.set_verbosity(logging.WARNING)
-  distributed.initialize()
+  with errors.settings(*errors.KINDS, RuntimeError):
+    distributed.initialize()
   sys.exit(loop.run(_CONFIG.value, str(_WORKDIR.value)))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  with errors.shown(debug="--debug" in sys.argv):  # the flags may fail to be parsed
+    app.run(main, flags_parser=parse)

