@@ -194,7 +194,8 @@ def _encode_all(
     encoded, batch_aux = context.apply(params, batch)
     for m, x in encoded.items():
       z.setdefault(m, []).append(to_numpy(x))
-    for key in batch.keys() - arrays:
+    # Sorted: each is a collective, and the order of a set differs between processes.
+    for key in sorted(batch.keys() - arrays):
       side.setdefault(key, []).append(to_numpy(batch[key]))
     share = float(np.sum(side["valid"][-1]))
     for key, value in batch_aux.items():
