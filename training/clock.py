@@ -1,4 +1,4 @@
-"""How fast training runs: step time, waiting for data, MFU, ETA, device memory."""
+"""How fast training runs: step time, waiting for data, MFU, device memory."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -42,7 +42,6 @@ class StepClock:
 
   def __init__(self, now: Callable[[], float] = time.perf_counter):
     self._now = now
-    self._rate: float | None = None  # seconds per step, smoothed over laps
     self.start()
 
   def start(self) -> None:
@@ -103,13 +102,8 @@ class StepClock:
       share = mfu(flops, each, kind, chips)
       if share is not None:
         out["mfu"] = share
-    self._rate = each if self._rate is None else 0.7 * self._rate + 0.3 * each
     self.start()
     return out
-
-  def eta(self, steps_left: int) -> float | None:
-    """Returns the seconds that `steps_left` will take; None before the first lap."""
-    return None if self._rate is None else self._rate * steps_left
 
 
 def peak_flops(device_kind: str) -> float | None:
