@@ -10,7 +10,7 @@ CODE := train.py configs model sharding input_pipeline training evaluators tools
 
 # A stamp per set of requirements: installing again costs nothing when nothing changed.
 $(VENV)/demo.stamp: requirements.txt requirements-demo.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info; assert v >= (3, 11), f"Concord needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.12"'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Concord needs Python 3.11 or newer, $(PYTHON) is %d.%d: name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-demo.txt
 	touch $@
