@@ -151,7 +151,10 @@ def load(path: str, vocab: int, modality: str = "text") -> Tokenizer:
   try:
     tokenizer = _load(epath.Path(path).read_bytes())
   except RuntimeError as e:
-    raise ValueError(f"{path} is not a sentencepiece model: {e}") from e
+    raise ValueError(
+      f"config.data.tokenizer = {path!r} is not a sentencepiece model ({e}): name "
+      "another, or remove it and one is trained on the captions"
+    ) from e
   if tokenizer.vocab != vocab:
     raise ValueError(
       f"the tokenizer {path} has {tokenizer.vocab} ids, but "
@@ -159,7 +162,10 @@ def load(path: str, vocab: int, modality: str = "text") -> Tokenizer:
       f"{tokenizer.vocab}, or remove the file to train another"
     )
   if tokenizer._model.pad_id() != PAD:
-    raise ValueError(f"{path} pads with {tokenizer._model.pad_id()}; Concord with 0")
+    pad = tokenizer._model.pad_id()
+    raise ValueError(
+      f"config.data.tokenizer = {path!r} pads with {pad}; Concord with 0"
+    )
   return tokenizer
 
 

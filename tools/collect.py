@@ -91,13 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--title", default="", help="of the results")
   parser.add_argument("--out", help="the JSON file to write")
   args = parser.parse_args(argv)
-  if args.table:
-    print(table([json.loads(pathlib.Path(p).read_text()) for p in args.paths]))
-    return 0
-  if not args.out:
+  if not args.table and not args.out:
     parser.error("--out is needed: the JSON file to write")
-  found = collect(args.paths, args.title or pathlib.Path(args.out).stem)
-  pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
+  try:
+    if args.table:
+      print(table([json.loads(pathlib.Path(p).read_text()) for p in args.paths]))
+      return 0
+    found = collect(args.paths, args.title or pathlib.Path(args.out).stem)
+    pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")
+  except (OSError, ValueError) as e:
+    print(f"collect: {e}", file=sys.stderr)
+    return 1
   return 0
 
 

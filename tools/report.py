@@ -329,13 +329,15 @@ def as_text(head: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def others(paths: Iterable[str]) -> list[dict[str, Any]]:
-  """Returns the results of other runs; says which files are not there."""
+  """Returns the results of other runs; says which files hold none."""
   found = []
   for path in map(pathlib.Path, paths):
-    if path.exists():
-      found.append(json.loads(path.read_text()))
+    result = data.read_json(path)
+    if "metrics" in result:
+      found.append(result)
     else:
-      print(f"report: no results to show beside in {path}")
+      made = "write it by tools.collect, or by --results of another report"
+      print(f"report: no results to show beside in {path}: {made}")
   return found
 
 

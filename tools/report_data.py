@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 from typing import Any
+import zipfile
 
 import numpy as np
 
@@ -129,11 +130,12 @@ def read(workdir: str | pathlib.Path) -> Run:
 
   Raises:
     FileNotFoundError: no such folder, or nothing of a run in it.
+    json.JSONDecodeError: config.json is broken.
   """
   path = pathlib.Path(workdir)
   if not path.is_dir():
     raise FileNotFoundError(f"no folder {str(path)!r}: give the --workdir of train.py")
-  config = _json(path / "config.json")
+  config = read_json(path / "config.json")
   rows = _rows(path / "metrics.jsonl")
   if not config and not rows:
     raise FileNotFoundError(
@@ -141,8 +143,11 @@ def read(workdir: str | pathlib.Path) -> Run:
     )
   artifacts = {}
   for file in sorted((path / "artifacts").glob("*.npz")):
-    with np.load(file) as arrays:
-      artifacts[file.stem] = dict(arrays)
+    try:
+      with file.open("rb") as opened, np.load(opened) as arrays:
+        artifacts[file.stem] = dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+      print(f"report: left out {file}, which a kill may have cut short: {e}")
   return Run(path, config, rows, artifacts)
 
 
@@ -184,7 +189,7 @@ def floors(run: Run, compute: bool) -> dict[str, dict[str, Any]]:
   """
   path = run.path / "artifacts" / "floors.json"
   if path.exists():
-    return _json(path)
+    return read_json(path)
   if not compute or run.get("data.source") != "emoji":
     return {}
   try:
@@ -251,5 +256,9 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
   return [rows[step] for step in sorted(rows)]
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.exists() else {}
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the JSON in a file, {} without one; an error in it names the file."""
+  try:
+    return json.loads(path.read_text()) if path.exists() else {}
+  except json.JSONDecodeError as e:
+    raise json.JSONDecodeError(f"{path} is not JSON: {e.msg}", e.doc, e.pos) from e

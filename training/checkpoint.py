@@ -198,14 +198,19 @@ def init_from(path: str, params, shardings):
     FileNotFoundError: no checkpoint there.
     ValueError: not one array matches.
   """
-  folder = _step_folder(epath.Path(path).absolute())
+  folder = step_folder(path)
   with ocp.PyTreeCheckpointer() as reader:
     tree = reader.metadata(folder / "state").item_metadata
     saved = flatten(getattr(tree, "tree", tree)["params"])
     wanted, placed = flatten(params), flatten(shardings)
     match = {k for k, v in wanted.items() if k in saved and _shape(saved[k]) == v.shape}
     if not match:
-      raise ValueError(f"no parameter of {folder} matches the model by path and shape")
+      lines = "\n".join(differences(saved, wanted)[:SHOWN])
+      raise ValueError(
+        f"config.init_from: none of the {len(saved)} parameters in {folder} has the "
+        f"path and shape of one of the model's {len(wanted)}, e.g.\n{lines}\n"
+        "Set config.model as the config.json of that run has it."
+      )
     item = {
       k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=placed[k])
       for k, v in wanted.items()
@@ -227,14 +232,23 @@ def init_from(path: str, params, shardings):
   return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values())), report
 
 
-def _step_folder(path):
+def step_folder(where: str):
+  """Returns the folder of a step: itself, or the newest in a workdir.
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+  """
+  path = epath.Path(where).absolute()
   if (path / "state").exists():
     return path
   if (path / "checkpoints").exists():
     path = path / "checkpoints"
   steps = sorted(p for p in path.glob("step_*") if p.name[5:].isdigit())
   if not steps:
-    raise FileNotFoundError(f"config.init_from: no checkpoint in {path}")
+    raise FileNotFoundError(
+      f"config.init_from: no checkpoint in {path}; expected the --workdir of a run, "
+      "its checkpoints folder or the folder of one step"
+    )
   return steps[-1]
 
 

@@ -69,8 +69,8 @@ def build(setup, workdir: str) -> list[Scheduled]:
   best = setup.config.checkpoint.best
   if best and best.partition("/")[0] not in names:
     raise ValueError(
-      f"config.checkpoint.best = {best!r} is a metric of no evaluator: "
-      f"{catalogue.near_misses(best.partition('/')[0], names)} Metrics are called "
+      f"config.checkpoint.best = {best!r} is a metric of no evaluator "
+      f"({catalogue.near_misses(best.partition('/')[0], names)}). Metrics are called "
       "<evaluator>/<metric>; '' keeps the latest checkpoints only."
     )
   return out

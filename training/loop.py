@@ -111,6 +111,8 @@ class Run:
 
   def _first_state(self):
     if self.checkpointer.latest_step() is None:
+      if self.config.init_from:
+        checkpoint.step_folder(self.config.init_from)  # early: the rest takes minutes
       self.say("initialising the parameters ...")
       state = self.setup.init_state()
       if self.config.init_from:
@@ -134,11 +136,14 @@ class Run:
     return tokenizer.fingerprint(path) if path else ""
 
   def _check_tokenizer(self, saved: str) -> None:
-    if saved != self._tokenizer():
+    now = self._tokenizer()
+    if saved != now:
       raise ValueError(
         f"the checkpoint in {self.workdir} was trained with another tokenizer (digest "
-        f"{saved}, now {self._tokenizer()}): its ids mean other words. Put the old one "
-        f"back at config.data.tokenizer = {self.config.data.tokenizer!r}."
+        f"{saved or 'of none'}, now {now or 'of none'}): its ids mean other words. Put "
+        f"the old one back at config.data.tokenizer = {self.config.data.tokenizer!r}, "
+        "or start anew in another --workdir. A missing one was trained on the captions "
+        "of config.data, which may have changed."
       )
 
   def train(self, stop: Stop) -> int:

@@ -100,9 +100,10 @@ class Objective:
         for m in pair:
           if m not in present:
             raise ValueError(
-              f"loss {name!r} pairs {pair}, but the batch has no {m!r}: "
-              f"{catalogue.near_misses(m, sorted(present))} Set the pairs of {_KEY}"
-              f"[{i}], or add {m!r} to config.model.modalities and to the data."
+              f"loss {name!r} pairs {pair}, but the batch has no {m!r} "
+              f"({catalogue.near_misses(m, sorted(present))}). Set the pairs of {_KEY}"
+              f"[{i}], or add {m!r} to config.model.modalities and let "
+              "config.data.transforms make it."
             )
 
 

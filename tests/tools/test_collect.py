@@ -26,14 +26,17 @@ def test_runs_become_one_file_and_one_row(tmp_path):
   assert f"{values[0]:.3f} ± 0.000" in text and "| Two, without flags |" in text
 
 
-def test_runs_of_two_recipes_are_refused(tmp_path):
+def test_runs_of_two_recipes_are_refused(tmp_path, capsys):
   for name in ("a", "b"):
     (tmp_path / name).mkdir()
     synthetic.write(tmp_path / name)
   config = json.loads((tmp_path / "b" / "config.json").read_text())
   (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"name": "other"}))
+  workdirs = [str(tmp_path / "a"), str(tmp_path / "b")]
   with pytest.raises(ValueError, match="different recipes"):
-    collect.collect([str(tmp_path / "a"), str(tmp_path / "b")], "x")
+    collect.collect(workdirs, "x")
+  assert collect.main([*workdirs, "--out", str(tmp_path / "x.json")]) == 1
+  assert "collect: runs of different recipes" in capsys.readouterr().err
 
 
 def test_the_readme_shows_what_the_committed_results_say():

@@ -176,6 +176,27 @@ def test_nothing_there_is_an_error(tmp_path, capsys):
   assert "neither config.json nor metrics.jsonl" in capsys.readouterr().err
   assert report.main([str(tmp_path / "absent")]) == 1
   assert "no folder" in capsys.readouterr().err
+  (tmp_path / "config.json").write_text('{"name": "cut sho')
+  assert report.main([str(tmp_path)]) == 1
+  assert "config.json is not JSON" in capsys.readouterr().err
+
+
+def test_an_artifact_cut_short_is_left_out(tmp_path, capsys):
+  whole = synthetic.write(tmp_path)
+  file = whole / "artifacts" / "retrieval.npz"
+  file.write_bytes(file.read_bytes()[:200])
+  found = report_data.read(whole).artifacts
+  assert "retrieval" not in found and "zero_shot_group" in found
+  assert f"left out {file}" in capsys.readouterr().out
+
+
+def test_files_without_results_are_named(tmp_path, capsys):
+  (tmp_path / "list.json").write_text("[]")
+  (tmp_path / "good.json").write_text('{"title": "x", "metrics": {}}')
+  names = [str(tmp_path / f"{n}.json") for n in ("list", "absent", "good")]
+  assert report.others(names) == [{"title": "x", "metrics": {}}]
+  printed = capsys.readouterr().out
+  assert names[0] in printed and names[1] in printed and names[2] not in printed
 
 
 def test_results_of_one_run_stand_beside_another(workdir, tmp_path, capsys, no_figures):

@@ -102,6 +102,11 @@ def test_init_from_takes_what_matches_and_reports_the_rest(setup, state, tmp_pat
   assert len(report) == 1 and "stem_text/embed" in report[0]
   with pytest.raises(FileNotFoundError, match="init_from"):
     checkpoint.init_from(str(tmp_path / "nowhere"), fresh.params, shardings)
+  shapes = jax.eval_shape(lambda: {"other": fresh.params})
+  with pytest.raises(
+    ValueError, match=r"(?s)config\.init_from: none of the.*stem_image"
+  ):
+    checkpoint.init_from(str(tmp_path), shapes, {"other": shardings})
 
 
 def test_unwritable_workdir_says_so(tmp_path):

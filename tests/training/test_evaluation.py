@@ -10,7 +10,7 @@ def test_a_best_metric_of_no_evaluator_is_refused_at_the_start(tmp_path):
   config = tiny()
   config.evaluators = (("health", 0, {}),)
   config.checkpoint.best = "helth/alignment"
-  with pytest.raises(ValueError, match=r"no evaluator: did you mean health\?"):
+  with pytest.raises(ValueError, match=r"no evaluator \(did you mean health\?\)"):
     evaluation.build(one_device(config), str(tmp_path))
   config.checkpoint.best = "health/uniformity/image"
   assert [e.name for e in evaluation.build(one_device(config), "")] == ["health"]
