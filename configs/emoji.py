@@ -24,7 +24,14 @@ def set_data(c: ConfigDict, seed: int) -> None:
   decode = ("decode_image", dict(cache=16_384))
   c.data.source = "emoji"
   c.data.options = ConfigDict(
-    dict(seed=seed, skin_tones=True, tone_limit=1, languages=("en",))
+    dict(
+      seed=seed,
+      test_share=0.2,
+      validation_share=0.0,
+      skin_tones=True,
+      tone_limit=1,
+      languages=("en",),
+    )
   )
   c.data.tokenizer = "{workdir}/tokenizer.model"
   c.data.transforms = (

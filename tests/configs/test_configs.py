@@ -125,7 +125,7 @@ EMOJI = [name for name in RECIPES if name.endswith("_emoji")]
 def test_without_tune_nothing_is_picked_by_the_test_split(name):
   plain = recipe(name)
   assert plain.checkpoint.best == ""
-  assert "validation_share" not in plain.data.options
+  assert plain.data.options.validation_share == 0.0
   assert {o.get("split", "test") for _, _, o in plain.evaluators} == {"test", "train"}
 
 
