@@ -35,7 +35,7 @@ def train(workdir, *more, config=CONFIG):
     env=environment(),
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
 
 
@@ -53,7 +53,7 @@ def has_metrics(workdir):
   return (workdir / "metrics.jsonl").exists()
 
 
-def wait_for(ready, process, seconds=240):
+def wait_for(ready, process, seconds=900):
   end = time.monotonic() + seconds
   while not ready():
     assert process.poll() is None, "the run ended too early"
