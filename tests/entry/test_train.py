@@ -95,6 +95,17 @@ def test_nan_stops_and_names_the_last_good_checkpoint(tmp_path):
   assert "error: the loss is" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_another_tokenizer_on_resume(whole, tmp_path):
+  done = train(
+    whole,
+    "--config.total_steps=40",
+    "--config.data.options.test_share=0.5",  # other captions
+    f"--config.data.tokenizer={tmp_path}/other.model",
+  )
+  assert done.returncode == 2 and "Traceback" not in done.stderr
+  assert "trained with another tokenizer" in done.stderr
+
+
 def test_vocabulary_and_architecture_mismatch_on_resume(whole):
   done = train(whole, "--config.total_steps=40", "--config.model.trunk.depth=4")
   assert done.returncode == 2 and "Traceback" not in done.stderr
