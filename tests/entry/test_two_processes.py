@@ -34,13 +34,30 @@ EVALUATORS = (
 def start():
   """A function that starts two processes; none of them outlives the test."""
   started = []
-  yield lambda workdir, *more: started.extend(two_of(workdir, *more)) or started[-2:]
+
+  def two(workdir, *more):
+    pair = [
+      subprocess.Popen(
+        command(workdir, *MESH, *more),
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+      )
+      for env in two_environments()
+    ]
+    started.extend(pair)
+    return pair
+
+  yield two
   for process in started:
     process.kill()
+    process.wait()
 
 
-def two_of(workdir, *more):
-  """Returns two processes of one device each, on one mesh."""
+def two_environments():
+  """Returns the environment of each process: one device each, on one mesh."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{s.getsockname()[1]}"
@@ -51,17 +68,9 @@ def two_of(workdir, *more):
     "JAX_COORDINATOR_ADDRESS": address,
     "JAX_NUM_PROCESSES": "2",
   }
+  # Hosts do not share their order of sets, so neither do these.
   return [
-    subprocess.Popen(
-      command(workdir, *MESH, *more),
-      cwd=ROOT,
-      # Hosts do not share their order of sets, so neither do these.
-      env=env | {"JAX_PROCESS_ID": str(index), "PYTHONHASHSEED": str(index)},
-      text=True,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-    )
-    for index in range(2)
+    env | {"JAX_PROCESS_ID": str(i), "PYTHONHASHSEED": str(i + 1)} for i in range(2)
   ]
 
 
