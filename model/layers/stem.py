@@ -253,8 +253,10 @@ class Tokens(nn.Module):
 
   def _bag(self, grams: Array, train: bool) -> Array:
     """grams: int[b, g], 0 is padding -> dtype [b, w]."""
-    init = nn.initializers.normal(self.width**-0.5)
-    table = self.param("ngrams", init, (self.ngram_rows, self.width))
+    # From zero: most n-grams of an unseen word are in no row that training touches, and
+    # must not add noise.
+    shape = (self.ngram_rows, self.width)
+    table = self.param("ngrams", nn.initializers.zeros, shape)
     kept = grams != 0
     if train and self.drop:
       kept &= jax.random.uniform(self.make_rng("dropout"), grams.shape) >= self.drop

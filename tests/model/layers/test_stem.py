@@ -162,7 +162,8 @@ def test_ngrams_add_one_embedding_of_the_whole_text_to_every_token():
   plain = Tokens(16, 10, 4)
   whole = Tokens(16, 10, 4, ngrams=4, ngram_rows=12, drop=0.5)
   params = whole.init(jax.random.key(1), x)["params"]
-  assert params["ngrams"].shape == (12, 16)
+  assert params["ngrams"].shape == (12, 16) and not params["ngrams"].any()
+  params["ngrams"] = jax.random.normal(jax.random.key(2), (12, 16))
   own = {k: v for k, v in params.items() if k != "ngrams"}
   y, mask = whole.apply({"params": params}, x)
   before, _ = plain.apply({"params": own}, ids)
