@@ -19,10 +19,12 @@ def modality(**changes) -> ConfigDict:
   c.patch = ()  # patches: (height, width) of one patch
   c.vocab = 0  # tokens: number of ids, the padding id 0 included
   c.length = 0  # tokens: sequence length
-  c.ngrams = 0  # tokens: letter n-grams of the text, read beside its ids; 0: none
-  c.ngram_rows = 8192  # tokens: rows of the table that n-grams are hashed into
+  # Wide path: a linear map of the raw input, added to the embedding past the trunk.
+  c.thumbnail = ()  # patches: (height, width) to which the input is averaged; (): none
+  c.drop_thumbnail = 0.0  # patches: share of its pixels that training sets to 0
+  c.ngrams = 0  # tokens: letter n-grams of the text, behind its ids; 0: none
+  c.ngram_rows = 32_768  # tokens: rows of the table that n-grams are hashed into
   c.drop_ngrams = 0.0  # tokens: share of the n-grams that training leaves out
-  c.thumbnail = ()  # patches: (height, width) of a small view added to every token
   c.drop_patches = 0.0  # patches: share that training leaves out (FLIP)
   c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
   c.position = "learned"  # "learned" | "sincos" | "none"

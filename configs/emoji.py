@@ -42,7 +42,7 @@ def set_data(c: ConfigDict, seed: int) -> None:
       dict(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.03, grayscale=0.05),
     ),
     normalize,
-    ("sample_caption", dict(main=0.7, word_dropout=0.1)),
+    ("sample_caption", dict(main=1.0)),
     ("tokenize", dict(nbest=16)),
   )
   c.data.eval_transforms = (
@@ -58,18 +58,19 @@ def set_data(c: ConfigDict, seed: int) -> None:
 def set_model(c: ConfigDict) -> None:
   """Sets the sizes that every emoji recipe shares."""
   c.model.embed_dim = 128
-  c.model.trunk.update(dict(width=128, depth=4, heads=2, mlp=512, dropout=0.1))
+  c.model.trunk.update(dict(width=128, depth=2, heads=2, mlp=512, dropout=0.1))
   c.model.modalities.image = base.modality(
     size=(SIZE, SIZE, 3),
     patch=(8, 8),
-    thumbnail=(12, 12),
+    thumbnail=(24, 24),
+    drop_thumbnail=0.5,
     drop_patches=1 / 3,
     position="sincos",
     stem_norm=True,
   )
   # So few ids that rare words fall into syllables which other words share.
   c.model.modalities.text = base.modality(
-    stem="tokens", vocab=1024, length=16, stem_norm=True
+    stem="tokens", vocab=1024, length=16, stem_norm=True, ngrams=64, drop_ngrams=0.5
   )
 
 

@@ -44,9 +44,9 @@ DEFAULT: tuple[Rule, ...] = (
   (r"mlp/down/kernel", ("tensor", "fsdp")),  # [m, w]
   # Stems: ids or patch values over tensor, the width over fsdp.
   (r"stem_\w+/embed/embedding", ("tensor", "fsdp")),  # [vocab, w]
-  (r"stem_\w+/ngrams", ("tensor", "fsdp")),  # [rows, w]
   (r"stem_\w+/embed/kernel", ("tensor", "fsdp")),  # [patch values, w]
   (r"stem_\w+/position", (None, "fsdp")),  # [n, w]
+  (r"wide_\w+/embedding", ("tensor", "fsdp")),  # [rows, d]
   (r"project_\w+/kernel", ("fsdp", "tensor")),  # [w, d]
   # Norms, biases, temperatures: whole.
   (r"(scale|bias)", ()),

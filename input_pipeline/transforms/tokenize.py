@@ -39,7 +39,7 @@ class Transform:
   vocab: int
   modality: str = "text"
   ngrams: int = 0
-  ngram_rows: int = 8192
+  ngram_rows: int = 32_768
   eos: bool = True
   nbest: int = 1
   key: str = "caption"

@@ -32,9 +32,10 @@ class Modality:
   vocab: int = 0
   length: int = 0
   ngrams: int = 0
-  ngram_rows: int = 8192
+  ngram_rows: int = 32_768
   drop_ngrams: float = 0.0
   thumbnail: tuple[int, ...] = ()
+  drop_thumbnail: float = 0.0
   drop_patches: float = 0.0
   stem_norm: bool = False
   position: str = "learned"
@@ -50,6 +51,11 @@ class Modality:
         raise ValueError(
           f"{where}.{key} = {getattr(self, key)!r}: "
           f"{catalogue.near_misses(str(getattr(self, key)), list(known))}"
+        )
+    for key in ("drop_patches", "drop_thumbnail", "drop_ngrams"):
+      if not 0 <= getattr(self, key) < 1:
+        raise ValueError(
+          f"{where}.{key} = {getattr(self, key)}, expected 0 or more and below 1"
         )
     if self.stem == "tokens":
       for key in ("vocab", "length"):
@@ -77,20 +83,12 @@ class Modality:
         f"{where}.ngrams = {self.ngrams} and .ngram_rows = {self.ngram_rows}, expected "
         "0 or more n-grams in at least 2 rows, of which the first is padding"
       )
-    if not 0 <= self.drop_ngrams < 1:
-      raise ValueError(
-        f"{where}.drop_ngrams = {self.drop_ngrams}, expected 0 or more and below 1"
-      )
 
   def _check_patches(self, where: str) -> None:
     if len(self.size) != 3 or len(self.patch) != 2 or min(*self.size, *self.patch) < 1:
       raise ValueError(
         f"{where}.size = {self.size} and .patch = {self.patch}, expected (height, "
         "width, channels) and (height, width), all at least 1"
-      )
-    if not 0 <= self.drop_patches < 1:
-      raise ValueError(
-        f"{where}.drop_patches = {self.drop_patches}, expected 0 or more and below 1"
       )
     if self.thumbnail and (len(self.thumbnail) != 2 or min(self.thumbnail) < 1):
       raise ValueError(

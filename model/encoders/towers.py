@@ -1,7 +1,7 @@
 """Towers: every modality of a batch becomes a vector of the shared space.
 
 raw array -> stem -> trunk (shared: LIMoE, arXiv 2206.02770; or own: CLIP, 2103.00020)
--> pool -> projection.
+-> pool -> projection, plus a linear map of the raw array where there is a wide path.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from model import catalogue
 from model.encoders import config as configs
 from model.encoders.config import Modality
 from model.encoders.trunk import Trunk, rematerialised
-from model.layers import constrain, stem
+from model.layers import constrain, stem, wide
 from model.layers.block import Masks, Streams
 from model.layers.norm import Norm
 from model.layers.pool import Pool
@@ -74,7 +74,7 @@ class Towers(nn.Module):
     dtype: of matmuls and activations; parameters, norms and `pooled` are f32.
 
   Parameters: stem_<m>, norm_<m>, trunk (or trunk_<m>), pool_<m>, project_<m>/kernel
-  [w, d].
+  [w, d], wide_<m>.
   Random streams while training: "dropout", "router".
   """
 
@@ -117,7 +117,10 @@ class Towers(nn.Module):
     for m in present:
       pools[m.name] = self._pool(m)
       given = batch.get(f"{m.name}_mask")
-      tokens, mask = self._stem(m)(batch[m.name], given, train)
+      raw = batch[m.name]
+      if m.ngrams:
+        raw, _ = _ids_and_ngrams(raw, m)
+      tokens, mask = self._stem(m)(raw, given, train)
       if m.stem_norm:
         norm = Norm(m.trunk.norm, dtype=self.dtype, name=f"norm_{m.name}")
         tokens = norm(tokens)
@@ -130,6 +133,8 @@ class Towers(nn.Module):
       pooled = pools[m.name](tokens, mask)
       if m.project:
         pooled = self._project(m.name, pooled)
+      if m.thumbnail or m.ngrams:
+        pooled = pooled + self._wide(m, batch, train)
       encoded[m.name] = Encoded(pooled, tokens, _whole(mask, tokens))
     return encoded, aux
 
@@ -140,16 +145,12 @@ class Towers(nn.Module):
         stem.Tokens,
         vocab=m.vocab,
         length=m.length,
-        ngrams=m.ngrams,
-        ngram_rows=m.ngram_rows,
-        drop=m.drop_ngrams,
       )
     else:
       make = functools.partial(
         stem.Patches,
         size=m.size,
         patch=m.patch,
-        thumbnail=m.thumbnail,
         drop=m.drop_patches,
       )
     return make(
@@ -171,6 +172,18 @@ class Towers(nn.Module):
       implementation=m.trunk.attention,
       name=f"pool_{m.name}",
     )
+
+  def _wide(self, m: Modality, batch: Batch, train: bool) -> Array:
+    """Returns f32[b, d]: what the modality's wide path adds to its embedding."""
+    name = f"wide_{m.name}"
+    if m.stem == "tokens":
+      _, grams = _ids_and_ngrams(batch[m.name], m)
+      ngrams = wide.Ngrams(self.embed_dim, m.ngram_rows, m.drop_ngrams, name=name)
+      return ngrams(grams, train)
+    thumbnail = wide.Thumbnail(
+      self.embed_dim, m.thumbnail, m.drop_thumbnail, m.name, self.dtype, name=name
+    )
+    return thumbnail(batch[m.name], batch.get(f"{m.name}_mask"), train)
 
   def _project(self, name: str, pooled: Array) -> Array:
     project = nn.Dense(
@@ -227,6 +240,17 @@ def _accumulate_f32(lhs, rhs, dims, precision=None, preferred_element_type=None)
   return jax.lax.dot_general(
     lhs, rhs, dims, precision=precision, preferred_element_type=jnp.float32
   )
+
+
+def _ids_and_ngrams(x: Array, m: Modality) -> tuple[Array, Array]:
+  """Splits int[b, n + ngrams] into the ids and the n-grams behind them."""
+  if x.ndim != 2 or x.shape[1] <= m.ngrams:
+    raise ValueError(
+      f"{m.name} has shape {x.shape}, expected [b, n + {m.ngrams}]: ids, and behind "
+      f"them config.model.modalities.{m.name}.ngrams = {m.ngrams} n-grams"
+    )
+  n = x.shape[1] - m.ngrams
+  return x[:, :n], x[:, n:]
 
 
 def _whole(mask: Array | None, x: Array) -> Array:

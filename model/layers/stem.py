@@ -23,16 +23,12 @@ class Patches(nn.Module):
     size: (height, width, channels) of the input; channels 1 for [b, t, f].
     patch: (height, width) of a patch.
     position: "learned" | "sincos" | "none".
-    thumbnail: (height, width) to which the whole input is averaged; an embedding of it
-      is added to every token, so that a token knows its surroundings before the first
-      attention. () adds nothing.
     drop: share of the patches that training leaves out, another choice for each example
       and step: cheaper, and a regulariser (FLIP, arXiv 2212.00794).
     name_of: the modality, for error messages.
     dtype: of the result.
 
-  Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w];
-  thumbnail/kernel [th * tw * c, w].
+  Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w].
   Random stream while training with drop > 0: "dropout".
   """
 
@@ -40,7 +36,6 @@ class Patches(nn.Module):
   size: tuple[int, ...]
   patch: tuple[int, ...]
   position: str = "learned"
-  thumbnail: tuple[int, ...] = ()
   drop: float = 0.0
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
@@ -84,7 +79,6 @@ class Patches(nn.Module):
       x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
       mask = mask.reshape(-1, rows, high).any(axis=-1)
       mask = jnp.repeat(mask, columns, axis=1)
-    whole = self._thumbnail(x, where) if self.thumbnail else None
     # A reshape and one matmul: the same numbers as a strided convolution.
     x = x.astype(self.dtype).reshape(-1, rows, high, columns, wide, x.shape[-1])
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
@@ -104,8 +98,6 @@ class Patches(nn.Module):
     x = nn.Dense(
       self.width, dtype=self.dtype, dot_general=matmul.dot_general, name="embed"
     )(x)
-    if whole is not None:
-      x = x + whole[:, None, :]
     return (x if table is None else x + table), mask
 
   def _kept(self, x: Array) -> Array:
@@ -114,19 +106,6 @@ class Patches(nn.Module):
     count = max(1, round((1 - self.drop) * n))
     draw = jax.random.uniform(self.make_rng("dropout"), (b, n))
     return jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
-
-  def _thumbnail(self, x: Array, where: str) -> Array:
-    """Returns [b, w]: the embedding of x [b, h, w, c], averaged to `thumbnail`."""
-    b, h, w, c = x.shape
-    rows, columns = self.thumbnail
-    if h % rows or w % columns:
-      raise ValueError(
-        f"{self.name_of} of {h} x {w} cannot be averaged to {where}.thumbnail = "
-        f"{self.thumbnail} ({h} % {rows} = {h % rows}, {w} % {columns} = {w % columns})"
-      )
-    x = x.astype(self.dtype).reshape(b, rows, h // rows, columns, w // columns, c)
-    x = x.mean(axis=(2, 4)).reshape(b, -1)
-    return nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="thumbnail")(x)
 
   def _grid(self, x: Array, features: bool, where: str) -> tuple[int, int]:
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -166,33 +145,20 @@ class Patches(nn.Module):
 class Tokens(nn.Module):
   """Looks ids up in a table and adds their positions.
 
-  With `ngrams`, each example brings hashed letter n-grams behind its ids (fastText,
-  arXiv 1607.04606, eq. 1); the sum of their embeddings, over the root of their number,
-  is added to every token, as a thumbnail is to every patch: unseen words are then near
-  the seen ones that are spelt alike.
-
   Attributes:
     width: of a token.
     vocab: number of ids, the padding id 0 included.
     length: most ids of an example.
-    ngrams: n-grams of an example; 0 for none.
-    ngram_rows: rows of their table, the padding row 0 included.
-    drop: share of the n-grams that training leaves out.
     position: "learned" | "sincos" | "none".
     name_of: the modality, for error messages.
     dtype: of the result.
 
-  Parameters (f32): embed/embedding [vocab, w]; position [length, w]; ngrams
-  [ngram_rows, w].
-  Random stream while training with drop > 0: "dropout".
+  Parameters (f32): embed/embedding [vocab, w]; position [length, w].
   """
 
   width: int
   vocab: int
   length: int
-  ngrams: int = 0
-  ngram_rows: int = 0
-  drop: float = 0.0
   position: str = "learned"
   name_of: str = "text"
   dtype: jnp.dtype = jnp.float32
@@ -204,10 +170,9 @@ class Tokens(nn.Module):
     """Embeds.
 
     Args:
-      x: int[b, n + ngrams] with n <= length: ids, then n-grams, each padded with 0. A
-        shorter sequence keeps the first positions.
+      x: int[b, n] with n <= length; a shorter sequence keeps the first positions.
       mask: bool[b, n], True for a real id; None: the ids other than 0.
-      train: whether to leave n-grams out.
+      train: changes nothing.
 
     Returns:
       dtype [b, n, w] and the mask.
@@ -216,15 +181,9 @@ class Tokens(nn.Module):
       ValueError: more ids than `length`, or a mask of another shape.
       TypeError: ids that are not integers.
     """
+    del train
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 2:
       raise TypeError(f"{self.name_of} is {x.dtype}{x.shape}, expected int[b, n] ids")
-    if x.shape[1] <= self.ngrams:
-      raise ValueError(
-        f"{self.name_of} has shape {x.shape}, expected ids and behind them "
-        f"config.model.modalities.{self.name_of}.ngrams = {self.ngrams} n-grams"
-      )
-    n = x.shape[1] - self.ngrams
-    x, grams = x[:, :n], x[:, n:]
     if x.shape[1] > self.length:
       raise ValueError(
         f"{self.name_of} has {x.shape[1]} ids, expected at most "
@@ -244,26 +203,10 @@ class Tokens(nn.Module):
       name="embed",
     )
     y = embed(x)
-    if self.ngrams:
-      y = y + self._bag(grams, train)[:, None, :]
     table = _table(self, self.position, (self.length,), self.width)
     if table is not None:
       y = y + table[: x.shape[1]].astype(self.dtype)[None]
     return y, mask
-
-  def _bag(self, grams: Array, train: bool) -> Array:
-    """grams: int[b, g], 0 is padding -> dtype [b, w]."""
-    # From zero: most n-grams of an unseen word are in no row that training touches, and
-    # must not add noise.
-    shape = (self.ngram_rows, self.width)
-    table = self.param("ngrams", nn.initializers.zeros, shape)
-    kept = grams != 0
-    if train and self.drop:
-      kept &= jax.random.uniform(self.make_rng("dropout"), grams.shape) >= self.drop
-    rows = jnp.where(kept[..., None], table.astype(self.dtype)[grams], 0)
-    count = jnp.sum(kept, axis=1, dtype=jnp.float32)[:, None]
-    scale = jax.lax.rsqrt(jnp.maximum(count, 1.0)).astype(self.dtype)
-    return jnp.sum(rows, axis=1) * scale
 
 
 def _table(

@@ -253,3 +253,25 @@ def test_errors_say_what_was_expected(sparse, dense):
   uneven = batch_of() | {"image": batch_of(b=2)["image"]}
   with pytest.raises(ValueError, match=r"differ in their examples: .*'image': 2"):
     sparse.net.apply(sparse.params, uneven)
+
+
+def test_wide_paths_add_to_the_embedding_past_the_trunk():
+  plain, config = small(every=0), small(every=0)
+  config.modalities.image.update(dict(thumbnail=(2, 2)))
+  config.modalities.text.update(dict(ngrams=4, ngram_rows=16))
+  batch = batch_of()
+  grams = jnp.tile(jnp.array([[3, 5, 0, 0]], jnp.int32), (4, 1))
+  wide = batch | {"text": jnp.concatenate([batch["text"], grams], axis=1)}
+  net = towers.build(config)
+  params = filled(net, configs.example(config))
+  own = {k: v for k, v in params["params"].items() if not k.startswith("wide")}
+  narrow, _ = towers.build(plain).apply({"params": own}, batch)
+  encoded, _ = net.apply(params, wide)
+  table = params["params"]["wide_text"]["embedding"]
+  added = encoded["text"].pooled - narrow["text"].pooled
+  expected = jnp.broadcast_to((table[3] + table[5]) / np.sqrt(2), added.shape)
+  np.testing.assert_allclose(added, expected, atol=1e-5)
+  assert jnp.abs(encoded["image"].pooled - narrow["image"].pooled).max() > 1e-3
+  equal(encoded["text"].tokens, narrow["text"].tokens, atol=1e-6)
+  with pytest.raises(ValueError, match=r"text\.ngrams = 4"):
+    net.apply(params, {"text": grams})

@@ -118,23 +118,6 @@ def test_dtype():
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(variables))
 
 
-def test_a_thumbnail_adds_one_embedding_of_the_whole_input_to_every_token():
-  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  plain = Patches(16, (8, 8, 3), (4, 4))
-  whole = Patches(16, (8, 8, 3), (4, 4), thumbnail=(2, 2))
-  variables = whole.init(jax.random.key(1), x)
-  assert variables["params"]["thumbnail"]["kernel"].shape == (2 * 2 * 3, 16)
-  own = {k: v for k, v in variables["params"].items() if k != "thumbnail"}
-  added = whole.apply(variables, x)[0] - plain.apply({"params": own}, x)[0]
-  small = x.reshape(2, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(2, 12)
-  expected = small @ variables["params"]["thumbnail"]["kernel"]
-  np.testing.assert_allclose(
-    added, np.broadcast_to(expected[:, None], added.shape), atol=1e-5
-  )
-  with pytest.raises(ValueError, match=r"8 % 3 = 2"):
-    Patches(16, (8, 8, 3), (4, 4), thumbnail=(3, 3)).init(jax.random.key(0), x)
-
-
 @pytest.mark.parametrize("position", ["learned", "sincos"])
 def test_patches_are_left_out_in_training_only(
   position,
@@ -153,31 +136,3 @@ def test_patches_are_left_out_in_training_only(
   assert (found[0] != found[1]).any(), "each example draws its own"
   other, _ = stem.apply(params, x, train=True, rngs={"dropout": jax.random.key(4)})
   assert (some != other).any()
-
-
-def test_ngrams_add_one_embedding_of_the_whole_text_to_every_token():
-  ids = jnp.array([[5, 6, 7, 0], [5, 0, 0, 0]], jnp.int32)
-  grams = jnp.array([[2, 9, 9, 0], [0, 0, 0, 0]], jnp.int32)
-  x = jnp.concatenate([ids, grams], axis=1)
-  plain = Tokens(16, 10, 4)
-  whole = Tokens(16, 10, 4, ngrams=4, ngram_rows=12, drop=0.5)
-  params = whole.init(jax.random.key(1), x)["params"]
-  assert params["ngrams"].shape == (12, 16) and not params["ngrams"].any()
-  params["ngrams"] = jax.random.normal(jax.random.key(2), (12, 16))
-  own = {k: v for k, v in params.items() if k != "ngrams"}
-  y, mask = whole.apply({"params": params}, x)
-  before, _ = plain.apply({"params": own}, ids)
-  np.testing.assert_array_equal(mask, ids != 0)
-  table = params["ngrams"]
-  expected = (table[2] + 2 * table[9]) / np.sqrt(3)
-  np.testing.assert_allclose(
-    y[0] - before[0], np.broadcast_to(expected, (4, 16)), atol=1e-5
-  )
-  np.testing.assert_array_equal(y[1], before[1])
-  trained = {
-    bool((whole.apply({"params": params}, x, train=True, rngs=rngs)[0] == y).all())
-    for rngs in ({"dropout": jax.random.key(i)} for i in range(8))
-  }
-  assert False in trained, "training leaves some of them out"
-  with pytest.raises(ValueError, match=r"text\.ngrams = 4"):
-    whole.init(jax.random.key(0), grams)
