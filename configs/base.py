@@ -63,7 +63,7 @@ def moe() -> ConfigDict:
   c.priority = True  # batch-priority routing: the surest tokens get the slots first
   c.noise = 1.0  # std of the routing noise while training, in units of 1 / experts
   c.dispatch = "gather"  # "gather" | "einsum"
-  c.statistics = "global"  # entropies over the "global" batch or each "group"
+  c.statistics = "global"  # of the losses: over the "global" batch or each "group"
   c.identical_init = False  # all experts of a layer start equal, as V-MoE's do
   c.weight = 0.04  # of the mean of the enabled auxiliary losses
   # loss -> weight, or modality -> weight. An absent or zero one is not computed.
@@ -71,6 +71,7 @@ def moe() -> ConfigDict:
     dict(
       importance=1.0,
       load=1.0,
+      gshard=0.0,  # the classic balancing loss, instead of importance and load
       z=1.0,
       local_entropy=dict(text=1.0),
       global_entropy=dict(text=1.0, image=1.0),

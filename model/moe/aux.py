@@ -1,8 +1,9 @@
 """Auxiliary losses of the router, all f32 and masked, so that shapes are static.
 
-importance and load: V-MoE (arXiv 2106.05974, appendix A). z: ST-MoE (arXiv 2202.08906,
-eq. 5). local and global entropy: LIMoE (arXiv 2206.02770, section 2.2). None of them is
-weighted here. A mask without any real token gives 0, with zero gradients.
+importance and load: V-MoE (arXiv 2106.05974, appendix A). gshard: GShard (arXiv
+2006.16668, algorithm 1). z: ST-MoE (arXiv 2202.08906, eq. 5). local and global entropy:
+LIMoE (arXiv 2206.02770, section 2.2). None of them is weighted here. A mask without any
+real token gives 0, with zero gradients.
 
 Axis letters: g group, s tokens of a group, e experts. Statistics are of the "global"
 batch, or of each "group" and then averaged over the groups that hold a real token.
@@ -52,6 +53,24 @@ def load(
   probability = jax.scipy.stats.norm.sf((eta - logits) / sigma)
   mean, real = _mean_over_tokens(probability, mask, statistics)
   return _average(_squared_variation(mean), real)
+
+
+def gshard(gates: Array, mask: Array, statistics: str = "global") -> Array:
+  """E * sum_e f_e * p_e: 1 where the routing is balanced, E on a single expert, f32[].
+
+  f_e is the share of the tokens whose first choice is expert e, a count without a
+  gradient; p_e is the mean gate of e, which carries it (GShard, arXiv 2006.16668).
+
+  Args:
+    gates: f32[g, s, e], NOISY softmax, by which the tokens were dispatched: V-MoE's
+      convention, unlike that of its importance.
+    mask: bool[g, s], True for a real token, of any modality.
+    statistics: "global" or "group".
+  """
+  first = jax.nn.one_hot(jnp.argmax(gates, axis=-1), gates.shape[-1])
+  share, _ = _mean_over_tokens(first, mask, statistics)
+  mean, real = _mean_over_tokens(gates, mask, statistics)
+  return _average(gates.shape[-1] * jnp.sum(share * mean, axis=-1), real)
 
 
 def z(logits: Array, mask: Array) -> Array:

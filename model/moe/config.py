@@ -8,7 +8,7 @@ from typing import Any
 from model import catalogue
 
 WHERE = "config.model.moe"
-POOLED = ("importance", "load", "z")  # over the tokens of all modalities together
+POOLED = ("importance", "load", "gshard", "z")  # over all modalities together
 PER_MODALITY = ("local_entropy", "global_entropy")
 DISPATCHES = ("gather", "einsum")
 STATISTICS = ("global", "group")
@@ -29,8 +29,8 @@ class MoeConfig:
     priority: batch-priority routing (arXiv 2106.05974, section 4).
     noise: standard deviation of the routing noise in training, in units of 1/experts.
     dispatch: "gather", or the one-hot "einsum" that it is tested against.
-    statistics: importance, load and global entropy over the "global" batch, or over
-      each "group" and then averaged. Which one LIMoE used is unverified.
+    statistics: importance, load, gshard and global entropy over the "global" batch, or
+      over each "group" and then averaged. Which one LIMoE used is unverified.
     weight: of the mean of the enabled losses.
     losses: (name, weight) of each enabled loss; the per-modality ones are named
       "local_entropy_text".

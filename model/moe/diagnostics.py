@@ -48,6 +48,8 @@ def losses(
         sigma=config.noise / config.experts,
         statistics=config.statistics,
       )
+    elif kind == "gshard":
+      value = aux.gshard(jax.nn.softmax(noisy), mask, config.statistics)
     elif kind == "z":
       value = aux.z(logits, mask)
     elif kind == "local_entropy":

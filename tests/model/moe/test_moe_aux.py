@@ -51,6 +51,13 @@ def _load(logits, statistics, k):
   return np.mean([_variation(np.mean(p[m], 0)) for m in _groups(statistics)])
 
 
+def _gshard(logits, statistics):
+  gates = _softmax(logits + NOISE)
+  first = np.eye(E)[np.argmax(gates, -1)]
+  means = [(np.mean(first[m], 0), np.mean(gates[m], 0)) for m in _groups(statistics)]
+  return np.mean([E * np.sum(f * p) for f, p in means])
+
+
 def _z(logits):
   return np.mean(special.logsumexp(logits, axis=-1)[MASK] ** 2)
 
@@ -70,6 +77,11 @@ def _jax_load(logits, statistics, k):
   return aux.load(logits, noisy, MASK, k=k, sigma=1 / E, statistics=statistics)
 
 
+def _jax_gshard(logits, statistics):
+  noisy = logits + jnp.asarray(NOISE, jnp.float32)
+  return aux.gshard(jax.nn.softmax(noisy), MASK, statistics)
+
+
 CASES = {
   "importance_global": (
     lambda l: aux.importance(jax.nn.softmax(l), MASK, "global"),
@@ -84,6 +96,11 @@ CASES = {
     lambda l: _load(l, "global", 1),
   ),
   "load_group_k2": (lambda l: _jax_load(l, "group", 2), lambda l: _load(l, "group", 2)),
+  "gshard_global": (
+    lambda l: _jax_gshard(l, "global"),
+    lambda l: _gshard(l, "global"),
+  ),
+  "gshard_group": (lambda l: _jax_gshard(l, "group"), lambda l: _gshard(l, "group")),
   "z": (lambda l: aux.z(l, MASK), _z),
   "local": (lambda l: aux.local_entropy(jax.nn.softmax(l), MASK), _local),
   "global_global": (
@@ -115,7 +132,9 @@ def test_value_and_gradient(name):
   np.testing.assert_array_equal(np.asarray(gradient)[~MASK], 0.0)
 
 
-@pytest.mark.parametrize("name", ["importance", "load", "z", "local", "global"])
+@pytest.mark.parametrize(
+  "name", ["importance", "load", "gshard", "z", "local", "global"]
+)
 @pytest.mark.parametrize("statistics", ["global", "group"])
 def test_no_real_token_gives_zero_and_no_gradient(name, statistics):
   nobody = jnp.zeros((G, S), bool)
@@ -127,6 +146,7 @@ def test_no_real_token_gives_zero_and_no_gradient(name, statistics):
       "load": lambda: aux.load(
         logits, logits, nobody, k=1, sigma=0.2, statistics=statistics
       ),
+      "gshard": lambda: aux.gshard(gates, nobody, statistics),
       "z": lambda: aux.z(logits, nobody),
       "local": lambda: aux.local_entropy(gates, nobody),
       "global": lambda: aux.global_entropy(gates, nobody, 3.0, statistics),
@@ -162,6 +182,14 @@ def test_global_entropy_vanishes_above_its_threshold():
   np.testing.assert_array_equal(gradient, 0.0)
   one = jnp.zeros((1, 4, 8)).at[..., 0].set(1.0)
   assert float(aux.global_entropy(one, mask, 5.0)) == pytest.approx(np.log(5.0))
+
+
+def test_gshard_is_one_when_balanced_and_e_when_collapsed():
+  mask = jnp.ones((1, 8), bool)
+  spread = jax.nn.one_hot(jnp.arange(8)[None] % 4, 4)
+  assert float(aux.gshard(spread, mask)) == pytest.approx(1.0)
+  one = jnp.zeros((1, 8, 4)).at[..., 2].set(1.0)
+  assert float(aux.gshard(one, mask)) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ N = 8
 LOSSES = (
   ("importance", 1.0),
   ("load", 0.5),
+  ("gshard", 0.5),
   ("z", 1.0),
   ("local_entropy_text", 1.0),
   ("global_entropy_text", 1.0),
