@@ -8,9 +8,11 @@ from typing import Any
 from model import catalogue
 
 WHERE = "config.model.moe"
+ROUTERS = "model.moe.routers"
 POOLED = ("importance", "load", "gshard", "z")  # over all modalities together
 PER_MODALITY = ("local_entropy", "global_entropy")
-DISPATCHES = ("gather", "einsum")
+DISPATCHES = ("gather", "einsum", "dropless")
+KERNELS = ("auto", "megablox", "ragged_dot")
 STATISTICS = ("global", "group")
 
 
@@ -21,14 +23,20 @@ class MoeConfig:
   Attributes:
     every: every n-th block is sparse, counted from the end of each n; 0 is dense.
     layers: explicit 0-based block indices instead of `every`.
+    router: a file of model/moe/routers/, whose docstring says which options it heeds.
     experts: experts per layer, E.
-    k: experts per token.
+    k: experts per token; of expert choice, in the mean.
+    slots: of each expert and example; the soft router only.
     capacity: buffer slots over the mean load while training, C.
-    capacity_eval: the same in evaluation.
+    capacity_eval: the same in evaluation; token choice only.
     group: examples per routing group.
-    priority: batch-priority routing (arXiv 2106.05974, section 4).
-    noise: standard deviation of the routing noise in training, in units of 1/experts.
-    dispatch: "gather", or the one-hot "einsum" that it is tested against.
+    priority: batch-priority routing (arXiv 2106.05974, section 4); token choice only.
+    noise: standard deviation of the routing noise in training, in units of 1/experts;
+      token choice only.
+    dispatch: "gather", or the one-hot "einsum" that it is tested against; or
+      "dropless": no slots, so that no capacity applies (see `model.moe.dropless`). The
+      soft router is two matmuls, whichever of the first two this names.
+    dropless_kernel: "megablox" | "ragged_dot" | "auto", what the device does well.
     statistics: importance, load, gshard and global entropy over the "global" batch, or
       over each "group" and then averaged. Which one LIMoE used is unverified.
     weight: of the mean of the enabled losses.
@@ -41,14 +49,17 @@ class MoeConfig:
 
   every: int = 0
   layers: tuple[int, ...] = ()
+  router: str = "token_choice"
   experts: int = 8
   k: int = 1
+  slots: int = 1
   capacity: float = 1.05
   capacity_eval: float = 4.0
   group: int = 8
   priority: bool = True
   noise: float = 1.0
   dispatch: str = "gather"
+  dropless_kernel: str = "auto"
   statistics: str = "global"
   weight: float = 0.04
   losses: tuple[tuple[str, float], ...] = ()
@@ -56,7 +67,7 @@ class MoeConfig:
   identical_init: bool = False
 
   def __post_init__(self):
-    for key in ("experts", "k", "group"):
+    for key in ("experts", "k", "slots", "group"):
       if getattr(self, key) < 1:
         raise ValueError(
           f"{WHERE}.{key} = {getattr(self, key)}, expected a whole number above 0."
@@ -76,13 +87,20 @@ class MoeConfig:
     for key in ("noise", "weight"):
       if getattr(self, key) < 0:
         raise ValueError(f"{WHERE}.{key} = {getattr(self, key)}, expected 0 or more.")
-    for key, known in (("dispatch", DISPATCHES), ("statistics", STATISTICS)):
+    known_values = {
+      "router": catalogue.names(ROUTERS),
+      "dispatch": DISPATCHES,
+      "dropless_kernel": KERNELS,
+      "statistics": STATISTICS,
+    }
+    for key, known in known_values.items():
       if getattr(self, key) not in known:
         raise ValueError(
           f"{WHERE}.{key} = {getattr(self, key)!r}: "
           f"{catalogue.near_misses(str(getattr(self, key)), list(known))}"
         )
     self._check_losses()
+    catalogue.find(ROUTERS, self.router, "Router").check(self)
 
   def _check_losses(self) -> None:
     least = dict(self.min_experts)
@@ -199,6 +217,33 @@ class MoeConfig:
         f"{WHERE}.group to a divisor of {examples} / {shards} = {examples / shards:g}."
       )
     return count
+
+
+def refuse_losses(config: MoeConfig, kinds: Sequence[str], why: str) -> None:
+  """Checks that none of the losses `kinds` is enabled, for a router they do not suit.
+
+  Raises:
+    ValueError: one is; says that such losses `why`.
+  """
+  for name, weight in config.losses:
+    if split(name)[0] in kinds:
+      raise ValueError(
+        f"{WHERE}.losses.{name} = {weight} makes no sense with {WHERE}.router = "
+        f"{config.router!r}: such losses {why}. Set {WHERE}.losses.{name} = 0."
+      )
+
+
+def refuse_dropless(config: MoeConfig, why: str) -> None:
+  """Checks that the dispatch is not "dropless", which only token choice has a use for.
+
+  Raises:
+    ValueError: it is; says `why` not.
+  """
+  if config.dispatch == "dropless":
+    raise ValueError(
+      f"{WHERE}.dispatch = 'dropless' makes no sense with {WHERE}.router = "
+      f"{config.router!r}: {why}. Set {WHERE}.dispatch = 'gather'."
+    )
 
 
 def split(name: str) -> tuple[str, str]:

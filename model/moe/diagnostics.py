@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from model.moe import aux
 from model.moe.config import MoeConfig, split
+from model.moe.router import Routing
 from model.types import Array, Metrics
 
 
 def losses(
   config: MoeConfig,
-  logits: Array,
-  noisy: Array,
+  routing: Routing,
   mask: Array,
   masks: Mapping[str, Array],
 ) -> Metrics:
@@ -25,12 +25,11 @@ def losses(
 
   Args:
     config: names the enabled losses; the others are not computed.
-    logits: f32[g, s, e], clean.
-    noisy: f32[g, s, e], what was dispatched on.
+    routing: what the router decided for g groups of s tokens.
     mask: bool[g, s], the real tokens.
     masks: modality -> bool[g, s], its real tokens; the modalities that are present.
   """
-  gates = jax.nn.softmax(logits)
+  logits, noisy, gates = routing.logits, routing.noisy, routing.gates
   least = dict(config.min_experts)
   out = {}
   for name, weight in config.losses:
@@ -62,43 +61,34 @@ def losses(
   return out
 
 
-def metrics(
-  logits: Array,
-  expert: Array,
-  served: Array,
-  mask: Array,
-  masks: Mapping[str, Array],
-) -> Metrics:
+def metrics(routing: Routing, mask: Array, masks: Mapping[str, Array]) -> Metrics:
   """Returns how the tokens of each modality were routed, without gradients.
 
   `effective_experts/<m>` is exp(H(mean gate)), `token_entropy/<m>` the mean entropy of
-  a token's gates in nats, `served/<m>` the share of its choices that got a slot,
-  `load/<m>` f32[e] the choices that each expert served, per token of the modality, and
+  a token's gates in nats, `served/<m>` the share of its claims that was met (choices
+  that got a slot; of expert choice, tokens that any expert took; else 1), `load/<m>`
+  f32[e] the choices that each expert served, per token of the modality, and
   `router_logit_scale` the largest magnitude of a logit. A modality without real tokens
   has 0 everywhere but 1 effective expert.
 
   Args:
-    logits: f32[g, s, e], clean.
-    expert: int32[g, s, k], chosen.
-    served: bool[g, s, k], whether the choice got a slot.
+    routing: what the router decided for g groups of s tokens.
     mask: bool[g, s], the real tokens.
     masks: modality -> bool[g, s].
   """
-  logits = jax.lax.stop_gradient(logits)
-  gates = jax.nn.softmax(logits)
-  token_entropy = aux.entropy(gates)
-  chosen = jax.nn.one_hot(expert, gates.shape[-1], dtype=jnp.bool_)
-  per_expert = jnp.sum(chosen & served[..., None], axis=2, dtype=jnp.float32)
-  out = {
-    "router_logit_scale": jnp.max(jnp.abs(logits), where=mask[..., None], initial=0.0)
-  }
+  routing = jax.lax.stop_gradient(routing)
+  token_entropy = aux.entropy(routing.gates)
+  scale = jnp.max(jnp.abs(routing.logits), where=mask[..., None], initial=0.0)
+  out = {"router_logit_scale": scale}
   for name, here in masks.items():
     count = jnp.maximum(jnp.sum(here, dtype=jnp.float32), 1.0)
-    of = here[..., None]
-    load = jnp.sum(jnp.where(of, per_expert, 0.0), axis=(0, 1)) / count
-    mean_gate = jnp.sum(jnp.where(of, gates, 0.0), axis=(0, 1)) / count
-    out[f"effective_experts/{name}"] = jnp.exp(aux.entropy(mean_gate))
-    out[f"token_entropy/{name}"] = jnp.sum(jnp.where(here, token_entropy, 0.0)) / count
-    out[f"served/{name}"] = jnp.sum(load) / expert.shape[-1]
-    out[f"load/{name}"] = load
+
+    def mean(values, here=here, count=count):
+      keep = here.reshape(here.shape + (1,) * (values.ndim - 2))
+      return jnp.sum(jnp.where(keep, values, 0.0), axis=(0, 1)) / count
+
+    out[f"effective_experts/{name}"] = jnp.exp(aux.entropy(mean(routing.gates)))
+    out[f"token_entropy/{name}"] = mean(token_entropy)
+    out[f"served/{name}"] = mean(routing.served)
+    out[f"load/{name}"] = mean(routing.load)
   return out

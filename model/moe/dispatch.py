@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from model.moe.router import Routes
+from model.moe.router import Mixed, Routes, Taken
 from model.types import BATCH_AXES, Array
 
 P = PartitionSpec
@@ -41,23 +41,31 @@ def batch_shards() -> int:
   return size
 
 
-def apply(experts: Experts, x: Array, routes: Routes, method: str = "gather") -> Array:
+def apply(
+  experts: Experts,
+  x: Array,
+  routes: Routes | Taken | Mixed,
+  method: str = "gather",
+) -> Array:
   """Applies to each token the experts it was routed to, weighted by their gates.
 
   Args:
     experts: maps the slots [e, g * c, w] to [e, g * c, w], expert by expert.
     x: [g, s, w]; finite, padding too.
     routes: for g groups, e experts and c slots.
-    method: "gather", or "einsum", the one-hot reference: O(s * e * c) memory.
+    method: "gather", or "einsum", the one-hot reference: O(s * e * c) memory. Mixtures
+      of all tokens have no rows to gather: they are two einsums by either name.
 
   Returns:
     [g, s, w] in the dtype of the experts; exactly 0 for a token that no expert serves.
   """
-  send, receive = _METHODS[method]
+  if method == "einsum":
+    routes = _dense(routes, x.shape[1])
+  send, receive = _METHODS[type(routes)]
   slots = _exchange(send(x, routes), outwards=True)
   e, g, c, w = slots.shape
   slots = experts(slots.reshape(e, g * c, w)).reshape(e, g, c, -1)
-  return receive(_exchange(slots, outwards=False), routes)
+  return receive(_exchange(slots, outwards=False), routes, x.shape[1])
 
 
 def _batch_axes() -> tuple[str, ...]:
@@ -108,12 +116,13 @@ def _exchange(slots: Array, *, outwards: bool) -> Array:
 
 def _spread(x: Array, routes: Routes) -> Array:
   """x [g, s, w] -> the experts' slots [e, g, c, w]; 0 in an empty slot."""
-  return _per_device(_spread_rows, (0, 0, 0), 1)(x, routes.slot, routes.entry)
+  return _per_device(spread_rows, (0, 0, 0), 1)(x, routes.slot, routes.entry)
 
 
-def _combine(slots: Array, routes: Routes) -> Array:
+def _combine(slots: Array, routes: Routes, tokens: int) -> Array:
   """Slots [e, g, c, w] -> [g, s, w]: each token's served choices times their gates."""
-  combine = _per_device(_combine_rows, (1, 0, 0, 0), 0)
+  del tokens  # the routes know
+  combine = _per_device(combine_rows, (1, 0, 0, 0), 0)
   return combine(slots, routes.gate, routes.slot, routes.entry)
 
 
@@ -146,13 +155,14 @@ def _entry_rows(entry: Array, entries: int, per_row: int) -> Array:
 
 
 @jax.custom_vjp
-def _spread_rows(x: Array, slot: Array, entry: Array) -> Array:
+def spread_rows(x: Array, slot: Array, entry: Array) -> Array:
+  """One device's x [g, s, w] -> slots [e, g, c, w]; slot and entry as in `Routes`."""
   _, s, k = slot.shape
   return _rows(_flat(x, 2), _entry_rows(entry, s * k, k))
 
 
 def _spread_forward(x, slot, entry):
-  return _spread_rows(x, slot, entry), slot
+  return spread_rows(x, slot, entry), slot
 
 
 def _spread_backward(slot, d):
@@ -162,11 +172,12 @@ def _spread_backward(slot, d):
   return functools.reduce(jnp.add, terms), None, None
 
 
-_spread_rows.defvjp(_spread_forward, _spread_backward)
+spread_rows.defvjp(_spread_forward, _spread_backward)
 
 
 @jax.custom_vjp
-def _combine_rows(slots: Array, gate: Array, slot: Array, entry: Array) -> Array:
+def combine_rows(slots: Array, gate: Array, slot: Array, entry: Array) -> Array:
+  """One device's slots [e, g, c, w] -> [g, s, w]; the others as in `Routes`."""
   e, _, c, _ = slots.shape
   index = _slot_rows(slot, e, c)
   terms = [
@@ -177,7 +188,7 @@ def _combine_rows(slots: Array, gate: Array, slot: Array, entry: Array) -> Array
 
 
 def _combine_forward(slots, gate, slot, entry):
-  return _combine_rows(slots, gate, slot, entry), (slots, gate, slot, entry)
+  return combine_rows(slots, gate, slot, entry), (slots, gate, slot, entry)
 
 
 def _combine_backward(kept, d):
@@ -196,30 +207,68 @@ def _combine_backward(kept, d):
   return to_slots, jnp.stack(to_gate, -1).reshape(gate.shape), None, None
 
 
-_combine_rows.defvjp(_combine_forward, _combine_backward)
+combine_rows.defvjp(_combine_forward, _combine_backward)
 
 
 def _choices(x: Array) -> list[Array]:
   return [x[:, :, i] for i in range(x.shape[2])]
 
 
-# -- einsum: the readable reference ----------------------------------------------------
+# -- gather, where slots choose tokens: a token may be in any number of slots ----------
 
 
-def _one_hot(routes: Routes, dtype: jnp.dtype) -> Array:
-  """[g, s, k, e, c]: 1 where a choice holds a slot."""
-  _, e, c = routes.entry.shape
-  hot = jax.nn.one_hot(routes.slot, e * c, dtype=dtype)  # none for index e * c
-  return hot.reshape(*routes.slot.shape, e, c)
+def _take(x: Array, routes: Taken) -> Array:
+  """x [g, s, w] -> the experts' slots [e, g, c, w]; 0 in an empty slot."""
+
+  def take(x, token):
+    _, s, _ = x.shape
+    return _rows(_flat(x, 2), _entry_rows(token, s, 1))
+
+  return _per_device(take, (0, 0), 1)(x, routes.token)
 
 
-def _einsum_in(x: Array, routes: Routes) -> Array:
-  return jnp.einsum("gskec,gsw->egcw", _one_hot(routes, x.dtype), x)
+def _add(slots: Array, routes: Taken, tokens: int) -> Array:
+  """Slots [e, g, c, w] -> [g, s, w]: each token's slots, times their gates."""
+
+  def add(slots, gate, token):
+    _, g, _, w = slots.shape
+    weighted = slots.astype(jnp.float32) * jnp.swapaxes(gate, 0, 1)[..., None]
+    index = _entry_rows(token, tokens, 1)  # one past the rows: dropped
+    y = jnp.zeros((g * tokens, w), jnp.float32).at[index].add(weighted, mode="drop")
+    return y.reshape(g, tokens, w).astype(slots.dtype)
+
+  return _per_device(add, (1, 0, 0), 0)(slots, routes.gate, routes.token)
 
 
-def _einsum_out(slots: Array, routes: Routes) -> Array:
-  combine = jnp.einsum("gskec,gsk->gsec", _one_hot(routes, jnp.float32), routes.gate)
-  return jnp.einsum("gsec,egcw->gsw", combine.astype(slots.dtype), slots)
+# -- einsum: mixtures, and the readable reference of the others ------------------------
 
 
-_METHODS = {"gather": (_spread, _combine), "einsum": (_einsum_in, _einsum_out)}
+def _dense(routes: Routes | Taken | Mixed, tokens: int) -> Mixed:
+  """Returns the routes as weights f32[g, s, e, c]: 1 where a token holds a slot."""
+  if isinstance(routes, Mixed):
+    return routes
+  if isinstance(routes, Taken):
+    hot = jax.nn.one_hot(routes.token, tokens, axis=1)  # none for an empty slot
+    return Mixed(spread=hot, combine=hot * routes.gate[:, None])
+  g, e, c = routes.entry.shape
+  hot = jax.nn.one_hot(routes.slot, e * c)  # [g, s, k, e * c]; none for index e * c
+  return Mixed(
+    spread=jnp.sum(hot, axis=2).reshape(g, tokens, e, c),
+    combine=jnp.einsum("gskr,gsk->gsr", hot, routes.gate).reshape(g, tokens, e, c),
+  )
+
+
+def _einsum_in(x: Array, routes: Mixed) -> Array:
+  return jnp.einsum("gsec,gsw->egcw", routes.spread.astype(x.dtype), x)
+
+
+def _einsum_out(slots: Array, routes: Mixed, tokens: int) -> Array:
+  del tokens
+  return jnp.einsum("gsec,egcw->gsw", routes.combine.astype(slots.dtype), slots)
+
+
+_METHODS: dict[type, tuple[Callable[..., Array], Callable[..., Array]]] = {
+  Routes: (_spread, _combine),
+  Taken: (_take, _add),
+  Mixed: (_einsum_in, _einsum_out),
+}

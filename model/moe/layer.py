@@ -7,15 +7,17 @@ Axis letters: b batch, n tokens of an example (all modalities, concatenated), g 
 s tokens of a group, e experts, c capacity, k choices, w width, m hidden width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.moe import diagnostics, dispatch, router
-from model.moe.config import MoeConfig
+from model import catalogue
+from model.moe import diagnostics, dispatch, dropless
+from model.moe.config import ROUTERS, MoeConfig
+from model.moe.router import Chosen, Routing
 from model.types import Array, Metrics
 
 Modalities = tuple[tuple[str, int], ...]  # (name, tokens), in the order of the array
@@ -30,8 +32,9 @@ class MoeMlp(nn.Module):
     dtype: of the experts' matmuls and of the result; the router is f32 always.
     activation: between the two layers of an expert.
 
-  Parameters (f32): router/kernel [w, e]; experts/up/kernel [e, w, m], experts/up/bias
-  [e, m]; experts/down/kernel [e, m, w], experts/down/bias [e, w].
+  Parameters (f32): router/kernel [w, e], or as its file in model/moe/routers says;
+  experts/up/kernel [e, w, m], experts/up/bias [e, m]; experts/down/kernel [e, m, w],
+  experts/down/bias [e, w].
 
   Random streams: "router", in training with noise only.
   """
@@ -48,8 +51,9 @@ class MoeMlp(nn.Module):
     """Applies to each token its experts, times their gates, without the residual.
 
     Groups are `config.group` consecutive examples; within one, the order of the array
-    is example by example. The chosen experts are sown into "intermediates" as
-    `expert_index` int32[b, n, k] (-1 for padding) and `expert_served` bool[b, n, k].
+    is example by example. The chosen experts, if the router chooses, are sown into
+    "intermediates" as `expert_index` int32[b, n, k] (-1 for none, such as padding's)
+    and `expert_served` bool[b, n, k].
 
     Args:
       x: [b, n, w], all modalities present, concatenated along n.
@@ -64,18 +68,12 @@ class MoeMlp(nn.Module):
 
     Raises:
       ValueError: shapes that disagree, a batch that is not whole groups on every
-        device, or experts that the mesh cannot split.
+        device, experts that the mesh cannot split, or a device without dropless kernel.
     """
     c = self.config
     b, n, w = x.shape
     self._check(x, mask, modality)
-    gate = nn.Dense(
-      c.experts,
-      use_bias=False,
-      dtype=jnp.float32,
-      precision=jax.lax.Precision.HIGHEST,  # or accelerators round the inputs to bf16
-      name="router",
-    )
+    router = catalogue.find(ROUTERS, c.router, "Router")(c, name="router")
     experts = Experts(
       experts=c.experts,
       mlp=self.mlp,
@@ -85,35 +83,42 @@ class MoeMlp(nn.Module):
       name="experts",
     )
     if self.is_initializing():  # any number of examples will do: nothing is routed
-      gate(x[:1].astype(jnp.float32))
-      experts(jnp.zeros((c.experts, 1, w), self.dtype))
+      router.logits(x[:1])
+      experts.weights(w)
       return x.astype(self.dtype), {}
 
     g = c.groups(b, dispatch.batch_shards())
-    s = b * n // g
-    mask = mask.reshape(g, s)
+    key = self.make_rng("router") if train and c.noise else None
     # Whatever padding holds, NaN included, meets no matrix and no gradient.
-    x = jnp.where(mask[..., None], x.reshape(g, s, w), jnp.zeros((), x.dtype))
-    logits = gate(x.astype(jnp.float32))
-    noisy = logits
-    if train and c.noise:
-      noisy = router.noisy(logits, self.make_rng("router"), c.noise / c.experts)
-    factor = c.capacity if train else c.capacity_eval
-    slots = router.capacity(s, c.k, factor, c.experts)
-    gates = jax.nn.softmax(noisy)
-    routes, expert = router.route(gates, mask, k=c.k, slots=slots, priority=c.priority)
-    y = dispatch.apply(experts, x.astype(self.dtype), routes, c.dispatch)
-
-    served = routes.slot < c.experts * slots
-    self._sow(jnp.where(mask[..., None], expert, -1), served, (b, n, c.k))
+    x = jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
+    done = []
+    for part in _parts(modality if router.mixes else (("", n),)):
+      rows, real = x[:, part].reshape(g, -1, w), mask[:, part].reshape(g, -1)
+      routing = router(rows, real, train=train, key=key)
+      y = self._dispatch(experts, rows.astype(self.dtype), routing)
+      done.append((y, routing.replace(routes=None)))
+    y, routing = jax.tree.map(lambda *parts: _join(parts, b), *done)
+    self._sow(routing, (b, n, -1))
+    mask = mask.reshape(g, -1)
     masks = {name: mask & here for name, here in _where(modality, c.group)}
-    aux = diagnostics.losses(c, logits, noisy, mask, masks)
-    aux |= diagnostics.metrics(logits, expert, served, mask, masks)
+    aux = diagnostics.losses(c, routing, mask, masks)
+    aux |= diagnostics.metrics(routing, mask, masks)
     return y.reshape(b, n, w), aux
 
-  def _sow(self, expert: Array, served: Array, shape: tuple[int, ...]) -> None:
+  def _dispatch(self, experts: "Experts", x: Array, routing: Routing) -> Array:
+    c, routes = self.config, routing.routes
+    if not isinstance(routes, Chosen):
+      return dispatch.apply(experts, x, routes, c.dispatch)
+    weights = experts.weights(x.shape[-1])
+    return dropless.apply(weights, self.activation, x, routes, c.dropless_kernel)
+
+  def _sow(self, routing: Routing, shape: tuple[int, ...]) -> None:
+    expert, load = routing.expert, routing.load
+    if expert is None:
+      return
+    served = jnp.take_along_axis(load, jnp.maximum(expert, 0), axis=-1) > 0
     self.sow("intermediates", "expert_index", expert.reshape(shape))
-    self.sow("intermediates", "expert_served", served.reshape(shape))
+    self.sow("intermediates", "expert_served", (served & (expert >= 0)).reshape(shape))
 
   def _check(self, x: Array, mask: Array, modality: Modalities) -> None:
     b, n, _ = x.shape
@@ -129,6 +134,24 @@ class MoeMlp(nn.Module):
         f"{sum(count for _, count in modality)}."
       )
     self.config.check_mesh(dispatch.mesh_axes().get("expert", 1))
+
+
+def _parts(modality: Modalities) -> Iterator[slice]:
+  """Yields each modality's tokens along n."""
+  start = 0
+  for _, count in modality:
+    yield slice(start, start + count)
+    start += count
+
+
+def _join(parts: Sequence[Array], b: int) -> Array:
+  """Joins the modalities' [g, s, ...] of b examples, token behind token, in one."""
+  if len(parts) == 1:
+    return parts[0]
+  g = parts[0].shape[0]
+  by_example = [x.reshape(b, -1, *x.shape[2:]) for x in parts]
+  joined = jnp.concatenate(by_example, axis=1)
+  return joined.reshape(g, -1, *joined.shape[2:])
 
 
 def _where(modality: Modalities, group: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -155,42 +178,48 @@ class Experts(nn.Module):
   dtype: jnp.dtype = jnp.float32
   activation: Callable[[Array], Array] = nn.gelu
 
-  @nn.compact
+  def setup(self) -> None:
+    """Names the parameters."""
+    stack = self.experts, self.identical_init, self.dtype
+    self.up, self.down = Stack(*stack), Stack(*stack)
+
+  def weights(self, width: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Returns ([e, w, m], [e, m]) and ([e, m, w], [e, w]): kernels and biases."""
+    return self.up(width, self.mlp), self.down(self.mlp, width)
+
   def __call__(self, x: Array) -> Array:
     """Applies expert i to x[i]; x is [e, r, w]."""
-    stack = (self.experts, self.identical_init, self.dtype)
-    h = self.activation(Stack(self.mlp, *stack, name="up")(x))
-    return Stack(x.shape[-1], *stack, name="down")(h)
+    up, down = self.weights(x.shape[-1])
+    return _linear(self.activation(_linear(x, *up)), *down)
+
+
+def _linear(x: Array, kernel: Array, bias: Array) -> Array:
+  return jnp.einsum("eri,eio->ero", x, kernel) + bias[:, None, :]
 
 
 class Stack(nn.Module):
-  """One linear layer per expert: [e, r, i] -> [e, r, o].
+  """The parameters of one linear layer per expert.
 
   Attributes:
-    features: output width, o.
     experts: e.
     identical_init: whether all experts start from the same weights.
-    dtype: of the matmul and of the result.
+    dtype: of what is returned; the parameters are f32.
   """
 
-  features: int
   experts: int
   identical_init: bool
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Applies layer i to x[i]; x is [e, r, i]."""
-    kernel = self.param(
-      "kernel", self._stacked(nn.initializers.xavier_uniform()), (x.shape[-1],)
-    )
-    bias = self.param("bias", self._stacked(nn.initializers.normal(1e-6)), ())
-    y = jnp.einsum("eri,eio->ero", x, kernel.astype(self.dtype))
-    return y + bias.astype(self.dtype)[:, None, :]
+  def __call__(self, fan_in: int, fan_out: int) -> tuple[Array, Array]:
+    """Returns kernel [e, i, o] and bias [e, o]."""
+    glorot, small = nn.initializers.xavier_uniform(), nn.initializers.normal(1e-6)
+    kernel = self.param("kernel", self._stacked(glorot), (fan_in, fan_out))
+    bias = self.param("bias", self._stacked(small), (fan_out,))
+    return kernel.astype(self.dtype), bias.astype(self.dtype)
 
   def _stacked(self, init: Callable) -> Callable:
     def stacked(key: Array, shape: tuple[int, ...]) -> Array:
-      shape = (*shape, self.features)
       if self.identical_init:
         return jnp.tile(init(key, shape)[None], (self.experts, *[1] * len(shape)))
       return jax.vmap(lambda key: init(key, shape))(jax.random.split(key, self.experts))

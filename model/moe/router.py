@@ -1,17 +1,19 @@
-"""Noisy top-k token-choice routing into slots of bounded capacity (arXiv 2106.05974).
+"""What all routers share: the routes that they return, the gate, slots and noise.
 
-Pure functions over one routing group of s tokens; the layer maps them over the groups.
 Axis letters: g group, s tokens of a group, e experts, c capacity (slots of one expert),
 k choices per token. Everything here is f32 or int32.
 """
 
 from fractions import Fraction
 import math
+from typing import ClassVar
 
+from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from model.moe.config import MoeConfig
 from model.types import Array
 
 MULTIPLE = 4  # capacities are rounded up to it: whole vector registers, few shapes
@@ -19,7 +21,7 @@ MULTIPLE = 4  # capacities are rounded up to it: whole vector registers, few sha
 
 @struct.dataclass
 class Routes:
-  """Who goes where: two inverse maps between token choices and expert slots.
+  """Tokens choose k slots: two inverse maps between token choices and expert slots.
 
   Attributes:
     gate: f32[g, s, k], the weight of each choice in the output.
@@ -30,6 +32,104 @@ class Routes:
   gate: Array
   slot: Array
   entry: Array
+
+
+@struct.dataclass
+class Chosen:
+  """Tokens choose k experts, all of which serve them: no slots.
+
+  Attributes:
+    gate: f32[g, s, k], the weight of each choice in the output.
+    expert: int32[g, s, k]; e for padding.
+  """
+
+  gate: Array
+  expert: Array
+
+
+@struct.dataclass
+class Taken:
+  """Slots choose tokens; a token may be in no slot, or in one of every expert.
+
+  Attributes:
+    gate: f32[g, e, c], the weight of each slot in its token's output.
+    token: int32[g, e, c]; s for an empty slot.
+  """
+
+  gate: Array
+  token: Array
+
+
+@struct.dataclass
+class Mixed:
+  """Slots are mixtures of all tokens of a group, and outputs mixtures of all slots.
+
+  Attributes:
+    spread: f32[g, s, e, c], the weight of each token in each slot.
+    combine: f32[g, s, e, c], the weight of each slot in each token's output.
+  """
+
+  spread: Array
+  combine: Array
+
+
+@struct.dataclass
+class Routing:
+  """What a router decided, for the dispatch, the losses and the metrics.
+
+  Attributes:
+    routes: where the dispatch is to move the tokens.
+    logits: f32[g, s, e], clean; [g, s, e * c] of a router whose slots have their own.
+    noisy: the same with the noise that was dispatched on.
+    gates: f32[g, s, e], the softmax of the clean logits, over each expert's slots.
+    load: f32[g, s, e], the part of each expert's work that the token caused: choices
+      that were served; 0 for padding.
+    served: f32[g, s], the part of the token's claims that was met.
+    expert: int32[g, s, k], the chosen experts, served or not; -1 for padding. None
+      where nothing is chosen.
+  """
+
+  routes: Routes | Chosen | Taken | Mixed
+  logits: Array
+  noisy: Array
+  gates: Array
+  load: Array
+  served: Array
+  expert: Array | None = None
+
+
+class Gate(nn.Module):
+  """A router, but for its decision: one logit per token and expert, in f32 always.
+
+  A subclass `Router` defines `__call__(x [g, s, w], mask bool[g, s], *, train: bool,
+  key: noise's key or None) -> Routing`, and may extend `check`.
+
+  Attributes:
+    config: of the sparse layer.
+    mixes: whether what a token becomes depends on the other tokens of its group by more
+      than a lack of slots. The layer then routes each modality by itself, lest an image
+      see its own caption.
+
+  Parameters (f32): kernel [w, e].
+  """
+
+  config: MoeConfig
+  mixes: ClassVar[bool] = False
+
+  @staticmethod
+  def check(config: MoeConfig) -> None:
+    """Raises a ValueError for options that this router cannot honour."""
+
+  @nn.compact
+  def logits(self, x: Array) -> Array:
+    """Returns f32[..., e] of x [..., w]."""
+    kernel = self.param(
+      "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.config.experts)
+    )
+    # HIGHEST, or accelerators round the inputs to bf16.
+    return jnp.matmul(
+      x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def capacity(tokens: int, k: int, factor: float, experts: int) -> int:
@@ -50,97 +150,3 @@ def _round_up(n: int) -> int:
 def noisy(logits: Array, key: Array, std: float) -> Array:
   """Adds normal noise of standard deviation `std` to each logit f32[..., e]."""
   return logits + std * jax.random.normal(key, logits.shape, logits.dtype)
-
-
-def top_k(gates: Array, k: int) -> tuple[Array, Array]:
-  """Returns the k largest gates per token, NOT renormalised, and their experts.
-
-  Args:
-    gates: f32[..., e], softmax over all experts.
-    k: choices per token.
-
-  Returns:
-    f32[..., k] and int32[..., k], largest first; ties go to the lower index.
-  """
-  # k is 1 or 2: k passes of argmax are cheaper than a sort, and a masked sum, unlike a
-  # gather, has no scatter in its gradient.
-  left, values, indices = jax.lax.stop_gradient(gates), [], []
-  for _ in range(k):
-    index = jnp.argmax(left, axis=-1)
-    chosen = jax.nn.one_hot(index, gates.shape[-1], dtype=jnp.bool_)
-    values.append(jnp.sum(jnp.where(chosen, gates, 0.0), axis=-1))
-    indices.append(index.astype(jnp.int32))
-    left = jnp.where(chosen, -1.0, left)
-  return jnp.stack(values, axis=-1), jnp.stack(indices, axis=-1)
-
-
-def assign(
-  expert: Array, priority: Array | None, mask: Array, *, experts: int, slots: int
-) -> tuple[Array, Array]:
-  """Gives the token choices of one group their slots.
-
-  All first choices are placed before any second choice; among equals the token with the
-  larger priority, and then the earlier one, goes first. Padding takes no slot.
-
-  Args:
-    expert: int32[s, k], the chosen experts.
-    priority: f32[s], larger first (batch-priority routing); None is the array's order.
-    mask: bool[s], True for a real token.
-    experts: number of experts, e.
-    slots: capacity of an expert, c.
-
-  Returns:
-    slot int32[s, k] and entry int32[e, c], as in `Routes`.
-  """
-  s, k = expert.shape
-  wanted = jnp.where(mask[:, None], expert, experts)  # padding sorts behind all experts
-  choice = jnp.arange(k, dtype=jnp.int32)[None]
-  entry = jnp.arange(s * k, dtype=jnp.int32).reshape(s, k)
-  keys = [(wanted * k + choice).T.reshape(-1)]  # by expert, then choice ...
-  if priority is not None:  # ... then priority; the stable sort keeps the array's order
-    keys.append(jnp.tile(-jax.lax.stop_gradient(priority), k))
-  queue = jax.lax.sort(
-    (*keys, entry.T.reshape(-1)), num_keys=len(keys), is_stable=True
-  )[-1]
-  # The experts' queues, one behind the other, need no scatter in either direction.
-  length = jnp.sum(
-    wanted.reshape(-1, 1) == jnp.arange(experts)[None], axis=0, dtype=jnp.int32
-  )
-  start = jnp.cumsum(length) - length
-  place = jnp.arange(slots, dtype=jnp.int32)[None]
-  at = jnp.minimum(start[:, None] + place, s * k - 1)
-  filled = jnp.where(place < length[:, None], queue[at], s * k)
-  rank = jnp.argsort(queue).astype(jnp.int32).reshape(s, k)  # the inverse permutation
-  position = rank - start[jnp.minimum(wanted, experts - 1)]
-  served = mask[:, None] & (position < slots)
-  return jnp.where(served, expert * slots + position, experts * slots), filled
-
-
-def route(
-  gates: Array, mask: Array, *, k: int, slots: int, priority: bool
-) -> tuple[Routes, Array]:
-  """Routes every group by its (noisy) gates.
-
-  Args:
-    gates: f32[g, s, e], the softmax that is dispatched on.
-    mask: bool[g, s], True for a real token.
-    k: choices per token.
-    slots: capacity of an expert, c.
-    priority: whether the tokens with the largest first gate get their slots first.
-
-  Returns:
-    The routes, and the chosen experts int32[g, s, k], served or not.
-  """
-  gate, expert = top_k(gates, k)
-
-  def one(expert, first, mask):
-    return assign(
-      expert,
-      first if priority else None,
-      mask,
-      experts=gates.shape[-1],
-      slots=slots,
-    )
-
-  slot, entry = jax.vmap(one)(expert, gate[..., 0], mask)
-  return Routes(gate=gate, slot=slot, entry=entry), expert

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from model.moe import dispatch, router
+from model.moe import dispatch
+from model.moe.routers import token_choice
 
 G, S, E, W = 2, 24, 4, 3
 SCALES = jnp.arange(1.0, E + 1).reshape(E, 1, 1)
@@ -22,7 +23,7 @@ def _case(k, slots):
   x, cotangent = rng.standard_normal((2, G, S, W)).astype(np.float32)
   gates = special.softmax(2 * rng.standard_normal((G, S, E)), -1).astype(np.float32)
   mask = rng.random((G, S)) < 0.8
-  route = functools.partial(router.route, k=k, slots=slots, priority=True)
+  route = functools.partial(token_choice.route, k=k, slots=slots, priority=True)
   routes, expert = jax.jit(route)(gates, mask)
   return x, routes, expert, cotangent
 

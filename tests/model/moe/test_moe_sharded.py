@@ -42,6 +42,7 @@ def _layer(k, capacity, dispatch="gather"):
     group=2,
     capacity=capacity,
     dispatch=dispatch,
+    dropless_kernel="ragged_dot",
     losses=(
       ("importance", 1.0),
       ("load", 1.0),
@@ -134,6 +135,41 @@ def test_eight_devices_equal_one(data, single, sizes, k, capacity, dispatch):
   kernel = E * W * M // sizes.get("expert", 1) // sizes.get("tensor", 1)
   assert {np.prod([int(n) for n in dims.split(",")]) for dims in gathered} <= {kernel}
   assert "collective-permute" not in collectives
+
+
+@pytest.mark.parametrize(
+  ("sizes", "k"),
+  [
+    (dict(data=2, fsdp=2, expert=2), 2),
+    (dict(data=2, expert=2, tensor=2), 3),
+    (dict(data=4, fsdp=2), 1),
+    (dict(expert=8), 1),
+  ],
+)
+def test_dropless_on_eight_devices_equals_slots_enough_on_one(data, single, sizes, k):
+  actual, text = _sharded(_layer(k, 1.0, "dropless"), _mesh(**sizes), data)
+  expected = single(k, E / k)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
+  )
+  assert float(expected[0][1][1]["served/image"]) == 1
+  # Tokens move over `expert` alone: gathered before the experts, summed behind them.
+  assert ("reduce-scatter" in text) == (sizes.get("expert", 1) > 1)
+  assert "all-to-all" not in text
+
+
+def test_dropless_gathers_a_hidden_width_that_tensor_does_not_divide(data, single):
+  params, x, mask = data
+  odd = jax.tree.map(lambda p: p, params)
+  odd["experts"]["up"] = jax.tree.map(lambda p: p[..., :15], params["experts"]["up"])
+  odd["experts"]["down"]["kernel"] = params["experts"]["down"]["kernel"][:, :15]
+  layer = MoeMlp(_layer(1, 8.0, "dropless").config, mlp=15)
+  expected = jax.jit(_step(layer))(odd, x, mask)
+  with jax.set_mesh(_mesh(data=4, tensor=2)):
+    actual = jax.jit(_step(layer))(odd, x, mask)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
+  )
 
 
 def test_a_mesh_that_does_not_fit_is_named(data):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from model.moe import router
+from model.moe.routers import token_choice
 
-_assign = jax.jit(router.assign, static_argnames=("experts", "slots"))
+_assign = jax.jit(token_choice.assign, static_argnames=("experts", "slots"))
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,11 @@ def test_capacity(tokens, k, factor, experts, slots):
 def test_top_k_is_that_of_jax_and_not_renormalised(k):
   gates = jax.nn.softmax(jax.random.normal(jax.random.key(0), (5, 7, 6)))
   gates = gates.at[0, 0].set(1 / 6)  # ties: the lower index
-  values, indices = router.top_k(gates, k)
+  values, indices = token_choice.top_k(gates, k)
   expected = jax.lax.top_k(gates, k)
   np.testing.assert_array_equal(values, expected[0])
   np.testing.assert_array_equal(indices, expected[1])
-  gradient = jax.grad(lambda g: jnp.sum(router.top_k(g, k)[0]))(gates)
+  gradient = jax.grad(lambda g: jnp.sum(token_choice.top_k(g, k)[0]))(gates)
   np.testing.assert_array_equal(np.sum(gradient, -1), np.full((5, 7), k))
 
 
