@@ -55,14 +55,19 @@ def moe() -> ConfigDict:
   c = ConfigDict()
   c.every = 0  # every n-th block is sparse; 2: blocks 1, 3, 5, ...
   c.layers = ()  # explicit 0-based block indices instead of `every`
+  # A file of model/moe/routers/: "token_choice" | "expert_choice" | "soft". Which of the
+  # keys below each heeds, and why the last two want group = 1, is written there.
+  c.router = "token_choice"
   c.experts = 8
-  c.k = 1  # experts per token
+  c.k = 1  # experts per token; expert_choice: in the mean
+  c.slots = 1  # soft: of each expert
   c.capacity = 1.05  # buffer slots over the mean load, while training
-  c.capacity_eval = 4.0  # the same in evaluation
-  c.group = 8  # examples per routing group; their tokens of all modalities mix
-  c.priority = True  # batch-priority routing: the surest tokens get the slots first
-  c.noise = 1.0  # std of the routing noise while training, in units of 1 / experts
-  c.dispatch = "gather"  # "gather" | "einsum"
+  c.capacity_eval = 4.0  # the same in evaluation; token_choice
+  c.group = 8  # examples per routing group; token_choice: of all modalities together
+  c.priority = True  # token_choice: the surest tokens get the slots first
+  c.noise = 1.0  # token_choice: std while training, in units of 1 / experts
+  c.dispatch = "gather"  # "gather" | "einsum" | "dropless": no capacity (token_choice)
+  c.dropless_kernel = "auto"  # by the device | "megablox" | "ragged_dot"
   c.statistics = "global"  # of the losses: over the "global" batch or each "group"
   c.identical_init = False  # all experts of a layer start equal, as V-MoE's do
   c.weight = 0.04  # of the mean of the enabled auxiliary losses

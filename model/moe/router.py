@@ -132,7 +132,9 @@ class Gate(nn.Module):
     )
 
 
-def capacity(tokens: int, k: int, factor: float, experts: int) -> int:
+def capacity(
+  tokens: int, k: int, factor: float, experts: int, multiple: int = MULTIPLE
+) -> int:
   """Returns the slots of an expert: ceil(s * k * factor / e), up to a multiple of 4.
 
   It never exceeds the group's tokens s (rounded up likewise): a token chooses an expert
@@ -140,11 +142,7 @@ def capacity(tokens: int, k: int, factor: float, experts: int) -> int:
   """
   # Exact: 100 * 1.1 is above 110 in binary floating point, and would cost four slots.
   slots = math.ceil(tokens * k * Fraction(str(factor)) / experts)
-  return _round_up(max(1, min(slots, tokens)))
-
-
-def _round_up(n: int) -> int:
-  return -(-n // MULTIPLE) * MULTIPLE
+  return -(-max(1, min(slots, tokens)) // multiple) * multiple
 
 
 def noisy(logits: Array, key: Array, std: float) -> Array:

@@ -55,7 +55,8 @@ class Router(router.Gate):
     c, s = self.config, x.shape[1]
     logits = self.logits(x)
     gates = jax.nn.softmax(logits)
-    slots = min(router.capacity(s, c.k, c.capacity, c.experts), s)
+    # Not rounded up: a slot is never empty, but takes one more token.
+    slots = router.capacity(s, c.k, c.capacity, c.experts, multiple=1)
     routes = take(gates, mask, slots)
     # [g, e, c, s] in one fused pass; an empty slot is no token.
     taken = jnp.any(jax.nn.one_hot(routes.token, s, dtype=jnp.bool_), axis=2)

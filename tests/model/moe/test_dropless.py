@@ -175,7 +175,9 @@ def test_capacity_does_not_apply(data):
       capacity_eval=capacity,
     )
     layer = MoeMlp(config, mlp=M)
-    apply = jax.jit(lambda p, layer=layer: layer.apply({"params": p}, x, mask, MODALITY))
+    apply = jax.jit(
+      lambda p, layer=layer: layer.apply({"params": p}, x, mask, MODALITY)
+    )
     y, aux = apply(params)
     assert float(aux["served/image"]) == float(aux["served/text"]) == 1
     outputs.append(y)

@@ -25,9 +25,10 @@ def test_the_base_config_builds():
   }
   assert dict(c.min_experts) == {"text": 3.0, "image": 5.0}
   assert hash(c) == hash(dataclasses.replace(c))
-  for key in ("layers", "experts", "k", "capacity", "group", "priority", "noise"):
-    assert getattr(c, key) == getattr(base.moe(), key)
-  assert set(base.moe()) <= {f.name for f in dataclasses.fields(MoeConfig)}
+  given = set(base.moe()) - {"every", "losses", "min_experts"}
+  for key in given:
+    assert getattr(c, key) == getattr(base.moe(), key), key
+  assert set(base.moe()) == {f.name for f in dataclasses.fields(MoeConfig)}
 
 
 def test_zero_disables_a_loss():
@@ -53,6 +54,10 @@ def test_zero_disables_a_loss():
     (dict(noise=-1.0), ["config.model.moe.noise = -1.0"]),
     (dict(weight=-0.1), ["config.model.moe.weight = -0.1"]),
     (dict(dispatch="gathr"), ["config.model.moe.dispatch", "did you mean gather?"]),
+    (dict(router="top_k"), ["config.model.moe.router = 'top_k'", "token_choice"]),
+    (dict(router="expert_choise"), ["config.model.moe.router", "mean expert_choice"]),
+    (dict(slots=0), ["config.model.moe.slots = 0"]),
+    (dict(dropless_kernel="megablocks"), ["dropless_kernel", "did you mean megablox?"]),
     (dict(statistics="groups"), ["config.model.moe.statistics", "mean group"]),
     (dict(experts=5), ["config.model.moe.min_experts.image = 5.0", "log 5"]),
     (dict(min_experts=dict(text=0.5)), ["config.model.moe.min_experts.text = 0.5"]),
@@ -70,6 +75,40 @@ def test_contradictions_name_their_key(changes, words):
     MoeConfig.from_config(_config(every=2, **changes), names)
   for word in words:
     assert word in str(error.value)
+
+
+BALANCED = dict(load=0.0, gshard=0.0, importance=1.0, z=1.0)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (dict(), ["losses.load = 1.0", "router = 'expert_choice'", "the same number"]),
+    (dict(router="soft"), ["losses.load = 1.0", "router = 'soft'", "none does"]),
+    (dict(losses=dict(load=0.0, gshard=1.0)), ["losses.gshard = 1.0", "Set"]),
+    (dict(losses=BALANCED, dispatch="dropless"), ["dispatch = 'dropless'", "'gather'"]),
+    (
+      dict(losses=BALANCED, dispatch="dropless", router="soft", group=1),
+      ["dispatch = 'dropless'", "router = 'soft'", "mixtures"],
+    ),
+    (
+      dict(losses=BALANCED, router="soft"),
+      ["router = 'soft'", "config.model.moe.group = 8", "negatives", "Set"],
+    ),
+  ],
+)
+def test_what_a_router_cannot_honour_is_refused_with_a_reason(changes, words):
+  with pytest.raises(ValueError) as error:
+    MoeConfig.from_config(_config(every=2, **(dict(router="expert_choice") | changes)))
+  for word in words:
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize("router", ["expert_choice", "soft"])
+def test_a_router_without_balancing_losses_builds(router):
+  changes = dict(router=router, group=1, losses=BALANCED, every=2)
+  c = MoeConfig.from_config(_config(**changes))
+  assert c.router == router and "load" not in dict(c.losses)
 
 
 def test_a_dense_model_does_not_mind_the_default_modalities():

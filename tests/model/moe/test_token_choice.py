@@ -23,6 +23,8 @@ _assign = jax.jit(token_choice.assign, static_argnames=("experts", "slots"))
 )
 def test_capacity(tokens, k, factor, experts, slots):
   assert router.capacity(tokens, k, factor, experts) == slots
+  exact = router.capacity(tokens, k, factor, experts, multiple=1)
+  assert slots - 4 < exact <= min(slots, tokens)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
