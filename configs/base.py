@@ -55,8 +55,8 @@ def moe() -> ConfigDict:
   c = ConfigDict()
   c.every = 0  # every n-th block is sparse; 2: blocks 1, 3, 5, ...
   c.layers = ()  # explicit 0-based block indices instead of `every`
-  # A file of model/moe/routers/: "token_choice" | "expert_choice" | "soft". Which of the
-  # keys below each heeds, and why the last two want group = 1, is written there.
+  # A file of model/moe/routers/: "token_choice" | "expert_choice" | "soft". Which of
+  # the keys below each heeds, and why the last two want group = 1, is written there.
   c.router = "token_choice"
   c.experts = 8
   c.k = 1  # experts per token; expert_choice: in the mean

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 
+from model import catalogue
 from model.encoders import config as configs
 from model.encoders import towers
 from model.encoders.config import Modality
-from model.moe.config import MoeConfig
+from model.moe.config import ROUTERS, MoeConfig
+from model.moe.router import Gate
 
 _EXPERTS = "moe/experts/"
 
@@ -22,7 +24,8 @@ class ParameterTable:
   Attributes:
     total: all of them.
     active: those that work on a token, as papers count: all but the E - k of E experts
-      that a token does not visit. Tables of ids and positions count in full.
+      that a token does not visit; the soft router's visits all. Tables of ids and
+      positions count in full.
     parts: top-level module, such as "trunk" or "stem_text" -> its share of `total`.
   """
 
@@ -62,7 +65,7 @@ def parameter_table(model: Mapping[str, Any]) -> ParameterTable:
     size = math.prod(leaf.shape) * times.get(f"{part}/{inside}", 1)
     parts[part] = parts.get(part, 0) + size
     if _EXPERTS in name and moe:
-      idle += size * (moe.experts - moe.k) // moe.experts
+      idle += size * (moe.experts - _router(moe).active(moe)) // moe.experts
   total = sum(parts.values())
   return ParameterTable(total, total - idle, parts)
 
@@ -79,7 +82,7 @@ def flops_per_example(
   Args:
     model: `config.model`.
     capacity: count the buffers of the experts as trained, empty slots included:
-      moe.capacity * k MLPs a token; else the useful k.
+      moe.capacity * k MLPs a token; else the useful k (see `model.moe.router.Gate`).
   """
   moe = configs.sparse(model)
   return {
@@ -88,14 +91,19 @@ def flops_per_example(
   }
 
 
+def _router(moe: MoeConfig) -> type[Gate]:
+  return catalogue.find(ROUTERS, moe.router, "Router")
+
+
 def _forward(m: Modality, moe: MoeConfig | None, d: int, capacity: bool) -> float:
   n, w, hidden = m.tokens, m.trunk.width, m.trunk.mlp
   dense_mlp = 4 * n * w * hidden
   attention = 8 * n * w**2 + 4 * n**2 * w
   flops: float = m.trunk.depth * (attention + dense_mlp)
   if moe:
-    mlps = moe.k * (moe.capacity if capacity else 1)
-    extra = 2 * n * w * moe.experts + (mlps - 1) * dense_mlp
+    router = _router(moe)
+    mlps = router.mlps(moe, n, capacity=capacity)
+    extra = 2 * n * w * moe.experts * router.matmuls(moe) + (mlps - 1) * dense_mlp
     flops += len(moe.blocks(m.trunk.depth)) * extra
   if m.stem == "patches":
     flops += 2 * (n - (m.pool == "cls")) * m.patch[0] * m.patch[1] * m.size[2] * w

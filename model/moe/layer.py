@@ -37,6 +37,11 @@ class MoeMlp(nn.Module):
   experts/down/bias [e, w].
 
   Random streams: "router", in training with noise only.
+
+  Groups are `config.group` consecutive examples; within one, the order of the array is
+  example by example. The chosen experts, if the router chooses, are sown into
+  "intermediates" as `expert_index` int32[b, n, k] (-1 for none, such as padding's) and
+  `expert_served` bool[b, n, k].
   """
 
   config: MoeConfig
@@ -49,11 +54,6 @@ class MoeMlp(nn.Module):
     self, x: Array, mask: Array, modality: Modalities, train: bool = False
   ) -> tuple[Array, Metrics]:
     """Applies to each token its experts, times their gates, without the residual.
-
-    Groups are `config.group` consecutive examples; within one, the order of the array
-    is example by example. The chosen experts, if the router chooses, are sown into
-    "intermediates" as `expert_index` int32[b, n, k] (-1 for none, such as padding's)
-    and `expert_served` bool[b, n, k].
 
     Args:
       x: [b, n, w], all modalities present, concatenated along n.
@@ -74,14 +74,7 @@ class MoeMlp(nn.Module):
     b, n, w = x.shape
     self._check(x, mask, modality)
     router = catalogue.find(ROUTERS, c.router, "Router")(c, name="router")
-    experts = Experts(
-      experts=c.experts,
-      mlp=self.mlp,
-      identical_init=c.identical_init,
-      dtype=self.dtype,
-      activation=self.activation,
-      name="experts",
-    )
+    experts = self._experts()
     if self.is_initializing():  # any number of examples will do: nothing is routed
       router.logits(x[:1])
       experts.weights(w)
@@ -104,6 +97,16 @@ class MoeMlp(nn.Module):
     aux = diagnostics.losses(c, routing, mask, masks)
     aux |= diagnostics.metrics(routing, mask, masks)
     return y.reshape(b, n, w), aux
+
+  def _experts(self) -> "Experts":
+    return Experts(
+      experts=self.config.experts,
+      mlp=self.mlp,
+      identical_init=self.config.identical_init,
+      dtype=self.dtype,
+      activation=self.activation,
+      name="experts",
+    )
 
   def _dispatch(self, experts: "Experts", x: Array, routing: Routing) -> Array:
     c, routes = self.config, routing.routes

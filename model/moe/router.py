@@ -120,6 +120,30 @@ class Gate(nn.Module):
   def check(config: MoeConfig) -> None:
     """Raises a ValueError for options that this router cannot honour."""
 
+  @staticmethod
+  def active(config: MoeConfig) -> int:
+    """Returns how many experts work on a token, in the mean."""
+    return config.k
+
+  @staticmethod
+  def mlps(config: MoeConfig, tokens: int, *, capacity: bool = False) -> float:
+    """Returns the expert MLPs per token of an example of `tokens`, in the mean.
+
+    Args:
+      config: of the sparse layer.
+      tokens: of one modality of an example.
+      capacity: count empty slots too, as trained.
+    """
+    del tokens
+    slots = capacity and config.dispatch != "dropless"
+    return config.k * (config.capacity if slots else 1)
+
+  @staticmethod
+  def matmuls(config: MoeConfig) -> int:
+    """Returns the multiplications of the router's matmuls over tokens * width * E."""
+    del config
+    return 1
+
   @nn.compact
   def logits(self, x: Array) -> Array:
     """Returns f32[..., e] of x [..., w]."""

@@ -47,6 +47,12 @@ class Router(router.Gate):
         f"Set {configs.WHERE}.group = 1 to keep examples apart."
       )
 
+  @staticmethod
+  def mlps(config: configs.MoeConfig, tokens: int, *, capacity: bool = False) -> float:
+    """Every slot is filled, so that capacity always counts; see `router.Gate`."""
+    del tokens, capacity
+    return config.k * config.capacity
+
   def __call__(
     self, x: Array, mask: Array, *, train: bool, key: Array | None
   ) -> Routing:

@@ -47,6 +47,22 @@ class Router(router.Gate):
         f"into every embedding. Set {configs.WHERE}.group = 1."
       )
 
+  @staticmethod
+  def active(config: configs.MoeConfig) -> int:
+    """All experts see a part of every token."""
+    return config.experts
+
+  @staticmethod
+  def mlps(config: configs.MoeConfig, tokens: int, *, capacity: bool = False) -> float:
+    """As many as there are slots, however many tokens they serve; see `router.Gate`."""
+    del capacity
+    return config.experts * config.slots / tokens
+
+  @staticmethod
+  def matmuls(config: configs.MoeConfig) -> int:
+    """Logits, mixing into the slots and mixing back."""
+    return 3 * config.slots
+
   @nn.compact
   def logits(self, x: Array) -> Array:
     """Returns f32[..., e * c] of x [..., w]: scale * cosine of token and slot."""

@@ -87,3 +87,30 @@ def test_flops_agree_with_the_compiler(pool):
   # The compiler also counts norms, softmax and GELU.
   ratio = cost["flops"] / (2 * count.flops_per_example(config)["image"])
   assert 1 <= ratio < 1.15
+
+
+@pytest.mark.parametrize(
+  ("changes", "active", "mlps", "buffers", "router"),
+  [
+    (dict(), 0.5, 2, 2.4, 1),
+    (dict(dispatch="dropless"), 0.5, 2, 2, 1),
+    (dict(router="expert_choice"), 0.5, 2.4, 2.4, 1),
+    # 4 experts of 2 slots for the 3 tokens of a text; logits and two mixtures of each.
+    (dict(router="soft", slots=2, group=1), 1, 8 / 3, 8 / 3, 6),
+  ],
+)
+def test_each_router_has_its_own_arithmetic(changes, active, mlps, buffers, router):
+  names = ("image", "text")
+  config, dense = small(modalities=names), small(every=0, modalities=names)
+  config.moe.update(dict(k=2, capacity=1.2))
+  config.moe.losses.load = 0.0
+  config.moe.update(changes)
+  n, w, hidden, e = 3, 16, 16, 4
+  table = count.parameter_table(config)
+  experts = e * (2 * w * hidden + w + hidden)  # of the one sparse layer
+  assert table.total - table.active == round(experts * (1 - active))
+  without = count.flops_per_example(dense)["text"]
+  for capacity, expected in ((False, mlps), (True, buffers)):
+    flops = count.flops_per_example(config, capacity=capacity)["text"]
+    extra = 2 * n * w * e * router + (expected - 1) * 4 * n * w * hidden
+    assert flops - without == pytest.approx(extra)
