@@ -158,12 +158,7 @@ def _local(
     b = jnp.where(jax.lax.axis_index("tensor") == 0, b, jnp.zeros((), b.dtype))
   g, s, w = x.shape
   t, k = g * s, expert.shape[-1]
-  slot, entry, sizes = sort(expert.reshape(t, k), experts)
-  own = jnp.repeat(
-    jnp.arange(experts + 1, dtype=jnp.int32),
-    jnp.append(sizes, t * k - jnp.sum(sizes)),
-    total_repeat_length=t * k,
-  )
+  slot, entry, own, sizes = sort(expert.reshape(t, k), experts)
   hot = jax.nn.one_hot(own, experts, dtype=x.dtype)  # none for a row without expert
 
   def linear(rows: Array, kernel: Array, bias: Array) -> Array:
@@ -186,7 +181,7 @@ def _local(
   return y
 
 
-def sort(expert: Array, experts: int) -> tuple[Array, Array, Array]:
+def sort(expert: Array, experts: int) -> tuple[Array, Array, Array, Array]:
   """Sorts the choices of t tokens by expert, and as they stand within one.
 
   Args:
@@ -195,13 +190,15 @@ def sort(expert: Array, experts: int) -> tuple[Array, Array, Array]:
 
   Returns:
     slot int32[t, k], the row of each choice, t * k for nobody's; entry int32[t * k],
-    the choice token * k + i in each row, t * k beyond the last; and sizes int32[e].
+    the choice token * k + i in each row, t * k beyond the last; own int32[t * k], the
+    expert of each row; and sizes int32[e].
   """
   t, k = expert.shape
   flat = expert.reshape(-1)
-  order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+  choice = jnp.arange(t * k, dtype=jnp.int32)
+  own, order = jax.lax.sort((flat, choice), num_keys=1, is_stable=True)
   rank = jnp.argsort(order).astype(jnp.int32).reshape(t, k)  # the inverse permutation
-  sizes = jnp.sum(flat[:, None] == jnp.arange(experts)[None], axis=0, dtype=jnp.int32)
-  filled = jnp.arange(t * k) < jnp.sum(sizes)
   slot = jnp.where(expert < experts, rank, t * k)
-  return slot, jnp.where(filled, order, t * k), sizes
+  entry = jnp.where(own < experts, order, t * k)
+  sizes = jnp.sum(flat[:, None] == jnp.arange(experts)[None], axis=0, dtype=jnp.int32)
+  return slot, entry, own, sizes

@@ -132,8 +132,9 @@ def test_sort_is_the_definition():
   rng = np.random.default_rng(1)
   expert = rng.integers(0, 6, (9, 2)).astype(np.int32)  # of 5: the sixth is nobody
   expert[expert == 3] = 4  # an expert without tokens
-  slot, entry, sizes = jax.jit(dropless.sort, static_argnums=1)(expert, 5)
+  slot, entry, own, sizes = jax.jit(dropless.sort, static_argnums=1)(expert, 5)
   queue = [(e, i) for e in range(5) for i, f in enumerate(expert.ravel()) if f == e]
+  assert own.tolist() == sorted(expert.ravel())
   assert sizes.tolist() == [np.sum(expert == e) for e in range(5)]
   assert entry.tolist() == [i for _, i in queue] + [18] * (18 - len(queue))
   for row, (_, i) in enumerate(queue):

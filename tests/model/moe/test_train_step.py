@@ -58,3 +58,35 @@ def test_eight_devices_train_as_one(single, mesh):
   for name, value in metrics.items():  # the same tokens went the same ways
     if "/served/" in name or "/load/" in name:
       np.testing.assert_allclose(actual_metrics[name], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(dispatch="dropless", dropless_kernel="ragged_dot", group=2),
+    dict(router="expert_choice", group=1),
+    dict(router="soft", group=1, slots=2),
+  ],
+)
+def test_every_router_trains_under_scan_and_recomputation(changes):
+  config = limoe()
+  config.model.update(dict(scan=True, remat="full"))
+  config.model.trunk.depth = 2
+  if "router" in changes:
+    config.model.moe.losses.load = 0.0
+  config.model.moe.update(changes)
+  setup = setup_lib.build(config, jax.devices()[:1])
+  with jax.set_mesh(setup.mesh):
+    state, step = setup.init_state(), setup.train_step()
+    before = jax.device_get(state.params["towers"]["trunk"])
+    batch = setup.put(batch_of(config))
+    losses = []
+    for _ in range(4):
+      state, metrics = step(state, batch)
+      losses.append(float(metrics["loss"]))
+    after = jax.device_get(state.params["towers"]["trunk"])
+  assert losses[-1] < losses[1] - 0.05  # the first step has a learning rate of 0
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)
+  sparse = moved["blocks"]["block_01"]["moe"]
+  assert all(jax.tree.leaves(sparse)), sparse
+  assert 0 < float(metrics["metrics/moe/layer01/served/text"]) <= 1 + 1e-6
