@@ -1,4 +1,4 @@
-"""Moves tokens to the experts' slots and back: all communication of the sparse layer.
+"""Moves tokens to the experts' slots and back, with the communication that it takes.
 
 Under an ambient mesh (`jax.set_mesh`) the groups are split over (data, fsdp, expert):
 each device gathers its own groups into slots, exchanges them over the axis `expert`
