@@ -3,13 +3,16 @@
 import functools
 
 import jax
+from jax.experimental import mesh_utils
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
 import numpy as np
 import pytest
 
 from model.moe import dropless
 from model.moe.config import MoeConfig
 from model.moe.layer import MoeMlp
+from model.types import MESH_AXES
 
 B, W, M, E = 4, 8, 12, 4
 MODALITY = (("image", 5), ("text", 3))
@@ -78,6 +81,21 @@ def test_all_dispatches_agree_where_nothing_overflows(data, k, dispatch, kernel)
   expected = _step(k, "gather")(*data)
   assert float(expected[0][1][1]["served/text"]) == 1
   actual = _step(k, dispatch, kernel)(*data)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+    actual,
+    expected,
+  )
+
+
+def test_the_kernel_runs_on_a_mesh(data):
+  grid = mesh_utils.create_device_mesh((2, 1, 2, 2), jax.devices())
+  mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+  params, x, mask = data
+  args = params, jnp.tile(x, (2, 1, 1)), jnp.tile(mask, (2, 1))  # a group per device
+  expected = _step(2, "gather")(*args)
+  with jax.set_mesh(mesh):
+    actual = _step.__wrapped__(2, "dropless", "megablox")(*args)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
     actual,
