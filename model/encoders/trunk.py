@@ -14,7 +14,8 @@ from model.moe.config import MoeConfig
 from model.moe.layer import MoeMlp
 from model.types import Array, Metrics
 
-SCANNED = "blocks"  # holds the parameters of a scan, with a leading axis of layers
+# Holds the parameters of a scan, with a leading axis of layers; see `scan_name`.
+SCANNED = "blocks"
 REMAT = ("none", "dots", "full")
 
 
@@ -25,6 +26,26 @@ def smallest_period(pattern: tuple) -> int:
     if depth % p == 0 and all(pattern[i] == pattern[i % p] for i in range(depth)):
       return p
   return depth
+
+
+def scans(pattern: tuple) -> tuple[tuple[int, int, int], ...]:
+  """Returns (first block, blocks in a period, periods) of one scan or of two.
+
+  Two where that makes less to compile: sparse models often begin with dense blocks.
+  """
+  depth = len(pattern)
+  periods = [
+    (smallest_period(pattern[:cut]) if cut else 0, smallest_period(pattern[cut:]))
+    for cut in range(depth)
+  ]
+  cut = min(range(depth), key=lambda i: sum(periods[i]))  # the first among equals: 0
+  parts = ((0, periods[cut][0], cut), (cut, periods[cut][1], depth - cut))
+  return tuple((first, p, length // p) for first, p, length in parts if length)
+
+
+def scan_name(first: int) -> str:
+  """Returns the name of the scan that starts with block `first`."""
+  return f"{SCANNED}_{first:02d}" if first else SCANNED
 
 
 def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
@@ -84,8 +105,9 @@ class Trunk(nn.Module):
     dtype: of the matmuls and activations.
 
   Parameters: block_<ii>/... and norm/...; with scan, blocks/block_<jj>/... for the
-  jj-th block of a period, with a leading axis (see `model.encoders.stacking`). Random
-  numbers differ between the two; values without them do not.
+  jj-th block of a period, with a leading axis (see `model.encoders.stacking`), and if
+  the trunk begins with <ff> blocks of another kind, blocks_<ff>/block_<jj>/... for what
+  follows them. Random numbers differ between the two; values without them do not.
   """
 
   config: TrunkConfig
@@ -122,7 +144,7 @@ class Trunk(nn.Module):
       return block_type(c, moe, rate, train, self.dtype, name=f"block_{i:02d}")
 
     if self.scan:
-      x, aux = self._scan(block, smallest_period(sparse), x, masks, routed, train)
+      x, aux = self._scan(block, sparse, x, masks, routed, train)
     else:
       aux = {}
       for i in range(c.depth):
@@ -130,23 +152,30 @@ class Trunk(nn.Module):
     norm = Norm(c.norm, dtype=self.dtype, name="norm")
     return {m: norm(y) for m, y in x.items()}, {i: a for i, a in aux.items() if a}
 
-  def _scan(self, block, period, x, masks, routed, train):
+  def _scan(self, block, pattern, x, masks, routed, train):
     c = self.config
-    steps = c.depth // period
-    rates = None
-    if train and c.drop_path:
-      every = [c.drop_path_rate(i) for i in range(c.depth)]
-      rates = jnp.asarray(every, jnp.float32).reshape(steps, period)
-    scanned = nn.scan(
-      Period,
-      variable_axes={"params": 0, "intermediates": 0},
-      split_rngs={"params": True, "dropout": True, "router": True},
-      in_axes=(0, nn.broadcast, nn.broadcast),
-      length=steps,
-    )
-    x, stacked = scanned(block, period, name=SCANNED)(x, rates, masks, routed)
-    aux = {
-      i: jax.tree.map(lambda a, i=i: a[i // period], stacked[i % period])
-      for i in range(c.depth)
-    }
+    aux = {}
+    for first, period, steps in scans(pattern):
+      layers = range(first, first + period * steps)
+      rates = None
+      if train and c.drop_path:
+        every = [c.drop_path_rate(i) for i in layers]
+        rates = jnp.asarray(every, jnp.float32).reshape(steps, period)
+      scanned = nn.scan(
+        Period,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True, "router": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=steps,
+      )
+      blocks = functools.partial(_shifted, block, first)
+      name = scan_name(first)
+      x, stacked = scanned(blocks, period, name=name)(x, rates, masks, routed)
+      for n, i in enumerate(layers):
+        step, j = divmod(n, period)
+        aux[i] = jax.tree.map(lambda a, step=step: a[step], stacked[j])
     return x, aux
+
+
+def _shifted(block: Callable[[int], nn.Module], first: int, j: int) -> nn.Module:
+  return block(first + j)

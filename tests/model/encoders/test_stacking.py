@@ -19,10 +19,27 @@ def test_smallest_period(pattern, period):
   assert trunk.smallest_period(pattern) == period
 
 
-@pytest.fixture(scope="module")
-def deep():
+@pytest.mark.parametrize(
+  ("sparse", "depth", "scans"),
+  [
+    ((), 3, ((0, 1, 3),)),
+    ((1, 3, 5, 7), 8, ((0, 2, 4),)),
+    ((15, 17, 19, 21, 23), 24, ((0, 1, 14), (14, 2, 5))),  # LIMoE L/16
+    (tuple(range(9, 32, 2)), 32, ((0, 1, 8), (8, 2, 12))),  # LIMoE H/14
+    ((2, 3), 4, ((0, 1, 2), (2, 1, 2))),
+    ((0,), 1, ((0, 1, 1),)),
+  ],
+)
+def test_scans_repeat_the_least_code(sparse, depth, scans):
+  pattern = tuple(i in sparse for i in range(depth))
+  assert trunk.scans(pattern) == scans
+
+
+@pytest.fixture(scope="module", params=[(), (2, 4)], ids=["one scan", "two scans"])
+def deep(request):
   config = small(modalities=("text",))
-  config.trunk.depth = 4
+  config.trunk.depth = 5 if request.param else 4
+  config.moe.layers = request.param
   # No random numbers: those of a scan are others.
   config.moe.update(dict(noise=0.0))
   config.moe.losses.load = 0.0
@@ -51,7 +68,8 @@ def test_scan_equals_unrolled_in_value_and_gradient(deep):
     assert silent or np.any(np.asarray(g) != 0), path
   stacked = stacking.stack_layers(params["params"])
   scanned_grads, got = run(net.clone(scan=True, remat="dots"))(stacked)
-  assert {k.split("/")[2] for k in want[1] if "metrics" in k} == {"layer01", "layer03"}
+  sparse = {f"layer{i:02d}" for i in net.moe.blocks(net.modalities[0].trunk.depth)}
+  assert {k.split("/")[2] for k in want[1] if "metrics" in k} == sparse
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
   scanned_grads = stacking.unstack_layers(scanned_grads)
   jax.tree.map(
@@ -69,9 +87,14 @@ def test_scanned_parameters_have_a_leading_axis_and_the_same_names(deep):
   )
   stacked = stacking.stack_layers(params["params"])
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
-  assert set(stacked["trunk"]["blocks"]) == {"block_00", "block_01"}
-  up = stacked["trunk"]["blocks"]["block_01"]["moe"]["experts"]["up"]["kernel"]
-  assert up.shape == (2, 4, 16, 16)
+  scans = {k: set(v) for k, v in stacked["trunk"].items() if k != "norm"}
+  if net.moe.layers:
+    assert scans == {"blocks": {"block_00"}, "blocks_01": {"block_01", "block_02"}}
+    sparse = stacked["trunk"]["blocks_01"]["block_02"]
+  else:
+    assert scans == {"blocks": {"block_00", "block_01"}}
+    sparse = stacked["trunk"]["blocks"]["block_01"]
+  assert sparse["moe"]["experts"]["up"]["kernel"].shape == (2, 4, 16, 16)
 
 
 def test_unstack_undoes_stack_in_every_trunk(deep):
