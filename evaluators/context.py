@@ -46,12 +46,7 @@ class Context:
   def apply(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
     """Returns (modality -> unit f32[b, d], aux) of one global batch; compiles once."""
     if "encode" not in self._compiled:
-
-      def embed_batch(params, batch):
-        encoded, aux = self.encode(params, batch)
-        return {m: normalise(e.pooled) for m, e in encoded.items()}, aux
-
-      self._compiled["encode"] = jax.jit(embed_batch)
+      self._compiled["encode"] = jax.jit(embedder(self.encode))
     with jax.set_mesh(self.mesh):
       return self._compiled["encode"](params, batch)
 
@@ -73,6 +68,16 @@ class Embedded:
   labels: dict[str, np.ndarray]
   index: np.ndarray
   aux: dict[str, np.ndarray]
+
+
+def embedder(encode: Callable) -> Callable:
+  """Returns embed(params, batch) -> (modality -> unit f32[b, d], aux), to be jitted."""
+
+  def embed_batch(params, batch):
+    encoded, aux = encode(params, batch)
+    return {m: normalise(e.pooled) for m, e in encoded.items()}, aux
+
+  return embed_batch
 
 
 def normalise(x: jax.Array) -> jax.Array:

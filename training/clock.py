@@ -3,33 +3,13 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import math
-import re
 import time
 from typing import Any
 
 import jax
 
 from model.encoders import count
-
-# Dense bf16 FLOP/s of what JAX calls one device, by device_kind; first match counts.
-# From the vendors' data sheets, which give them per chip: a v2, v3 or 7x chip is two
-# devices. GPU figures are without sparsity.
-PEAK: tuple[tuple[str, float], ...] = (
-  (r"TPU v2", 45e12 / 2),
-  (r"TPU v3", 123e12 / 2),
-  (r"TPU v4 lite|TPU v4i", 138e12),
-  (r"TPU v4", 275e12),
-  (r"TPU v5 ?lite|TPU v5e", 197e12),
-  (r"TPU v5p?", 459e12),
-  (r"TPU v6 ?lite|TPU v6e", 918e12),
-  (r"TPU ?v?7x?", 2307e12 / 2),
-  (r".*\bGH200|.*\bH200", 989e12),
-  (r".*\bH100 PCIe", 756e12),
-  (r".*\bH100 NVL", 835e12),
-  (r".*\bH100", 989e12),
-  (r".*\bA100", 312e12),
-  (r".*\bL4\b", 121e12),
-)
+from training.chips import peak_flops
 
 
 class StepClock:
@@ -104,14 +84,6 @@ class StepClock:
         out["mfu"] = share
     self.start()
     return out
-
-
-def peak_flops(device_kind: str) -> float | None:
-  """Returns the dense bf16 FLOP/s of one device; None for a kind that is not known."""
-  for pattern, flops in PEAK:
-    if re.match(pattern, device_kind, re.IGNORECASE):
-      return flops
-  return None
 
 
 def mfu(

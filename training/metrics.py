@@ -27,7 +27,6 @@ from training.clock import StepClock as StepClock
 from training.clock import memory as memory
 from training.clock import mfu as mfu
 from training.clock import model_flops as model_flops
-from training.clock import peak_flops as peak_flops
 from training.clock import step_flops as step_flops
 
 LARGEST = 4096  # elements of an array that metrics.jsonl takes

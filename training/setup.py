@@ -76,7 +76,8 @@ class Setup:
 
   def abstract_state(self) -> state_lib.TrainState:
     """Returns the state as jax.ShapeDtypeStruct with shardings; allocates nothing."""
-    abstract = jax.eval_shape(self.init, jax.random.key(self.config.seed))
+    # The key is made in the trace too: a mesh of described devices can run nothing.
+    abstract = jax.eval_shape(lambda: self.init(jax.random.key(self.config.seed)))
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       abstract,

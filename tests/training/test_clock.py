@@ -63,28 +63,6 @@ def test_mfu_shows_where_the_peak_is_known(time, monkeypatch):
   assert watch.lap(8, flops=8e12)["mfu"] == 0.5
 
 
-@pytest.mark.parametrize(
-  ("kind", "tera"),
-  [
-    ("TPU v4", 275),
-    ("TPU v5 lite", 197),
-    ("TPU v5e", 197),
-    ("TPU v5", 459),
-    ("TPU v5p", 459),
-    ("TPU v6 lite", 918),
-    ("TPU7x", 1153.5),
-    ("NVIDIA H100 80GB HBM3", 989),
-    ("NVIDIA H100 PCIe", 756),
-    ("NVIDIA H200", 989),
-    ("NVIDIA A100-SXM4-40GB", 312),
-    ("cpu", None),
-    ("NVIDIA GeForce RTX 4090", None),
-  ],
-)
-def test_peaks(kind, tera):
-  assert clock.peak_flops(kind) == (tera and tera * 1e12)
-
-
 def test_mfu():
   assert clock.mfu(197e12, 2.0, "TPU v5 lite", 1) == 0.5
   assert clock.mfu(8 * 989e12, 1.0, "NVIDIA H200", 8) == 1.0
