@@ -65,18 +65,26 @@ def abstract_mesh(text: str, default: Any) -> AbstractMesh:
   Raises:
     ValueError: an entry that is not axis=number, or an unknown axis.
   """
-  sizes = dict(default)
-  if text:
-    sizes = {}
-    for entry in text.split(","):
-      axis, equals, size = entry.strip().partition("=")
-      if not equals or not size.isdecimal():
-        raise ValueError(f"--mesh has {entry!r}; expected axis=number, e.g. fsdp=4")
-      sizes[axis] = int(size)
+  sizes = parse_mesh(text) if text else dict(default)
   count = math.prod(max(size, 1) for size in sizes.values())
   sizes = meshes.shape(sizes, count)
   types = (AxisType.Auto,) * len(MESH_AXES)
   return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=types)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """Returns {axis: size} of `data=2,fsdp=4`.
+
+  Raises:
+    ValueError: an entry that is not axis=number.
+  """
+  sizes = {}
+  for entry in text.split(","):
+    axis, equals, size = entry.strip().partition("=")
+    if not equals or not size.isdecimal():
+      raise ValueError(f"--mesh has {entry!r}; expected axis=number, e.g. fsdp=4")
+    sizes[axis] = int(size)
+  return sizes
 
 
 def abstract_params(config: Any) -> Any:

@@ -1,0 +1,124 @@
+"""What `tools.aot_compile` found, as text and as a table. Needs no jax."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEAD = (
+  *("recipe", "chips", "mesh", "batch", "remat", "peak GiB of limit"),
+  *("compute ms", "memory ms", "links ms", "step ms", "examples/s", "MFU"),
+)
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """Returns the report of one compiled step."""
+  r = result
+  mesh = " ".join(f"{axis}={size}" for axis, size in r["mesh"].items())
+  slices = f"{r['slices']} x " if r["slices"] > 1 else ""
+  total, active = r["parameters"]["total"], r["parameters"]["active"]
+  lines = [
+    f"{r['name']}, {r['step']} step on {slices}{r['topology']}: "
+    f"{r['devices']} devices of kind {r['device_kind']}"
+    + "".join(f", {entry}" for entry in r["set"]),
+    f"mesh {mesh}; batch {r['batch_size']} in {r['microbatches']} microbatch(es); "
+    f"scan {r['scan']}; remat {r['remat']}",
+    f"parameters {total / 1e6:,.1f} M, active per token {active / 1e6:,.1f} M",
+    f"lowered in {r['seconds']['lower']} s, compiled in {r['seconds']['compile']} s",
+    "",
+    f"verdict: {r['verdict']}",
+  ]
+  lines += _memory(r["memory"], r["hbm_limit"]) if "memory" in r else _oom(r["oom"])
+  if "no_text" in r:
+    lines += ["", f"the compiler gave no text of the program: {r['no_text']}"]
+  if "estimate" in r:
+    lines += ["", *_collectives(r), "", *_estimate(r)]
+  return "\n".join(lines)
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a markdown table, a row per result."""
+  lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+  for r in results:
+    mesh = " ".join(f"{axis} {size}" for axis, size in r["mesh"].items() if size > 1)
+    limit = r["hbm_limit"] / 2**30
+    needed = r["memory"]["peak"] if "memory" in r else r["oom"]["needed"]
+    size = f"{needed / 2**30:.1f} of {limit:.1f}" if needed else f"over {limit:.1f}"
+    if r["verdict"] != "fits":
+      size = f"**does not fit**: {size}"
+    row = [
+      ", ".join([r["name"], *(["eval"] if r["step"] == "eval" else []), *r["set"]]),
+      (f"{r['slices']} x " if r["slices"] > 1 else "") + r["topology"],
+      mesh,
+      f"{r['batch_size']:,}",
+      r["remat"] if r["step"] == "train" else "-",
+      size,
+    ]
+    e = r.get("estimate")
+    row += (
+      ["-"] * 6
+      if not e
+      else [
+        *(f"{1e3 * e[k]:.1f}" for k in ("compute", "memory", "collectives", "step")),
+        f"{e['examples_per_s']:,.0f}",
+        f"{e['mfu']:.0%}",
+      ]
+    )
+    lines.append("| " + " | ".join(row) + " |")
+  return "\n".join(lines)
+
+
+def _memory(memory: Mapping[str, int], limit: int) -> list[str]:
+  parts = ", ".join(f"{k} {gib(v)}" for k, v in memory.items() if k != "peak")
+  share = memory["peak"] / limit
+  return [
+    f"memory per device: peak {gib(memory['peak'])} of {gib(limit)} ({share:.0%})",
+    f"  {parts}",
+  ]
+
+
+def _oom(oom: Mapping[str, Any]) -> list[str]:
+  if not oom["needed"]:
+    return [oom["message"]]
+  lines = [f"needed {gib(oom['needed'])}, available {gib(oom['available'])}"]
+  for buffer in oom["largest"]:
+    lines.append(f"  {gib(buffer['bytes'])}  {buffer['shape']}  {buffer['source']}")
+  if not oom["largest"]:
+    lines.append("  the compiler did not list its largest buffers")
+  return lines
+
+
+def _collectives(r: Mapping[str, Any]) -> list[str]:
+  lines = ["collectives of a step; MiB that one device sends:"]
+  for c in r["collectives"]:
+    lines.append(
+      f"  {c['kind']:<19} {c['axes']:<20} x{c['count']:<5} {c['bytes'] / 2**20:10.2f}"
+    )
+  if r["loops_of_unknown_length"]:
+    lines.append("  a loop does not tell how often it turns: counted once")
+  lines.append("the largest:")
+  for c in r["largest_collectives"]:
+    size = f"{c['bytes'] * c['times'] / 2**20:10.2f}"
+    how = "" if c["asynchronous"] else " (synchronous)"
+    axes = "+".join(c["axes"])
+    lines.append(f"  {size}  {c['kind']} {axes} {c['shape']} x{c['times']}{how}")
+    lines.append(f"              {c['source'][-100:]}")
+  return lines
+
+
+def _estimate(r: Mapping[str, Any]) -> list[str]:
+  e, f = r["estimate"], r["flops"]
+  lines = [
+    f"FLOPs of a step: model {f['model']:.3e}, executed {f['executed']:.3e}"
+    + (f", by the compiler {f['compiled']:.3e}" if "compiled" in f else ""),
+    f"bound: compute {1e3 * e['compute']:.2f} ms, memory {1e3 * e['memory']:.2f} ms "
+    f"({gib(r['hbm_traffic'])}), collectives {1e3 * e['collectives']:.2f} ms, of these "
+    f"synchronous {1e3 * e['synchronous']:.2f} ms",
+    f"step >= {1e3 * e['step']:.2f} ms = max(compute, memory) + synchronous, or all "
+    f"collectives; mostly {e['limit']}",
+    f"examples/s <= {e['examples_per_s']:,.0f}, MFU <= {e['mfu']:.1%}",
+  ]
+  return lines
+
+
+def gib(size: float) -> str:
+  """Returns bytes as GiB, or as MiB below one."""
+  return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"

@@ -1,0 +1,240 @@
+"""Compiles a recipe's real step for described devices and measures what came out."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+
+from evaluators import context as context_lib
+from model.encoders import config as encoders
+from model.encoders import count
+from sharding import mesh as meshes
+from tools import hlo_collectives, hlo_text, hlo_traffic, roofline
+from training import chips, clock
+from training import setup as setup_lib
+from training import step as step_lib
+
+LARGEST = 12  # collectives, and buffers of a program that does not fit
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)\s?([KMGT]?)i?B?"
+_TOTALS = (
+  re.compile(rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)"),
+  re.compile(rf"Used {_SIZE} of {_SIZE} \w+"),
+)
+_BUFFER = re.compile(rf"^\s*\d+\. Size: {_SIZE}$(.*?)(?:={{10,}}|\Z)", re.M | re.S)
+_FIELD = re.compile(r"^\s*(Shape|Operator|Allocation type): (.*)$", re.M)
+
+
+def lower(setup: setup_lib.Setup, evaluate: bool = False) -> Any:
+  """Returns the lowered train step, or with `evaluate` the embedding step, of a recipe.
+
+  Nothing is allocated and no data is read: shapes come from the recipe.
+  """
+  split = meshes.batch_sharding(setup.mesh)
+  spec = setup.batch_spec()
+  b = (setup.config.batch_size,)
+  spec["id"] = jax.ShapeDtypeStruct(b, jnp.int32)
+  if evaluate:
+    spec["valid"] = jax.ShapeDtypeStruct(b, jnp.bool_)
+  batch = {
+    k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split) for k, s in spec.items()
+  }
+  with jax.set_mesh(setup.mesh):
+    state = setup.abstract_state()
+    if not evaluate:
+      return setup.train_step().lower(state, batch)
+    embed = context_lib.embedder(step_lib.eval_encode(setup.towers))
+    return jax.jit(embed).lower(state.params, batch)
+
+
+def measure(
+  config: Any, devices: Sequence[Any], *, evaluate: bool = False, hlo: str | None = None
+) -> dict[str, Any]:
+  """Returns all that can be said of a step before it runs, as plain JSON values.
+
+  Args:
+    config: a recipe, its mesh and all else as it shall be.
+    devices: described TPU devices, all of one kind.
+    evaluate: the embedding step instead of the train step.
+    hlo: a file for the text of the compiled program.
+
+  Raises:
+    ValueError: a config that does not fit itself or the devices, or a kind of device
+      that `training.chips` does not know.
+  """
+  kind = devices[0].device_kind
+  chip = chips.find(kind)
+  if chip is None or not chip.hbm:
+    known = [c.kind for c in chips.CHIPS if c.hbm]
+    raise ValueError(f"device kind {kind!r}: expected one of {known}, the described")
+  setup = setup_lib.build(config, devices)
+  started = time.monotonic()
+  lowered = lower(setup, evaluate)
+  seconds = {"lower": round(time.monotonic() - started, 1)}
+  started = time.monotonic()
+  result: dict[str, Any] = {
+    "name": config.name,
+    "step": "eval" if evaluate else "train",
+    "device_kind": kind,
+    "devices": len(devices),
+    "mesh": {k: int(v) for k, v in setup.mesh.shape.items()},
+    "batch_size": config.batch_size,
+    "microbatches": config.microbatches,
+    "scan": config.model.scan,
+    "remat": config.model.remat,
+    "hbm_limit": chip.hbm,
+    "seconds": seconds,
+  }
+  table = count.parameter_table(config.model)
+  result["parameters"] = {"total": table.total, "active": table.active}
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    return result | {"verdict": "does not fit", "oom": parse_oom(str(e))}
+  finally:
+    seconds["compile"] = round(time.monotonic() - started, 1)
+  result |= {"verdict": "fits", "memory": memory(compiled)}
+  result["flops"] = flops(config, evaluate)
+  if not config.model.scan and config.microbatches == 1:
+    # One program of one device; loops would be counted once.
+    cost = compiled.cost_analysis() or {}
+    result["flops"]["compiled"] = cost.get("flops", 0.0) * len(devices)
+  try:
+    text = compiled.as_text()
+  except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as e:
+    return result | {"no_text": str(e)[:300]}  # very large programs have no text
+  if hlo:
+    pathlib.Path(hlo).write_text(text)
+  return result | _of_text(hlo_text.parse(text), setup, chip, result["flops"])
+
+
+def memory(compiled: Any) -> dict[str, int]:
+  """Returns bytes on one device: arguments, output, temporaries, and all at once."""
+  m = compiled.memory_analysis()
+  parts = {
+    "argument": m.argument_size_in_bytes,
+    "output": m.output_size_in_bytes,
+    "alias": m.alias_size_in_bytes,
+    "temp": m.temp_size_in_bytes,
+    "code": m.generated_code_size_in_bytes,
+  }
+  # An output that takes the place of a donated argument needs none of its own.
+  peak = parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]
+  return parts | {"peak": peak + parts["code"]}
+
+
+def flops(config: Any, evaluate: bool = False) -> dict[str, float]:
+  """Returns FLOPs of a step on all devices: useful ones, and those that are executed.
+
+  Executed are, besides, the experts' empty slots and what the backward pass computes
+  again: with remat "full" a forward pass, with "dots" the products of two activations
+  and the experts (which are batched over e, so that the policy does not keep them), and
+  with microbatches another forward pass.
+  """
+  model = config.model
+  b = config.batch_size
+  useful = clock.model_flops(config) / 3
+  moe = encoders.sparse(model)
+  slots = sum(count.flops_per_example(model, capacity=True).values()) * b
+  if evaluate:
+    if moe:
+      share = moe.capacity_eval / moe.capacity
+      slots += (share - 1) * _experts(model, b)
+    return {"model": useful, "executed": slots}
+  again = {"none": 0.0, "full": slots, "dots": _activations(model, b)}[model.remat]
+  if model.remat == "dots":
+    again += _experts(model, b)
+  again += slots if config.microbatches > 1 else 0
+  return {"model": 3 * useful, "executed": 3 * slots + again}
+
+
+def parse_oom(text: str) -> dict[str, Any]:
+  """Returns {needed, available, largest buffers} of the compiler's RESOURCE_EXHAUSTED.
+
+  Bytes; None and [] where the report does not tell.
+  """
+  totals = next((m for p in _TOTALS if (m := p.search(text))), None)
+  largest = []
+  for m in _BUFFER.finditer(text):
+    fields = dict(
+      re.findall(r"^\s*(Shape|Operator|Allocation type): (.*)$", m[3], re.M)
+    )
+    operator = re.search(r'op_name="((?:[^"\\]|\\.)*)"', fields.get("Operator", ""))
+    largest.append(
+      {
+        "bytes": _bytes(m[1], m[2]),
+        "shape": fields.get("Shape", ""),
+        "source": operator[1].replace("\\", "") if operator else "",
+        "kind": fields.get("Allocation type", ""),
+      }
+    )
+  return {
+    "needed": _bytes(totals[1], totals[2]) if totals else None,
+    "available": _bytes(totals[3], totals[4]) if totals else None,
+    "largest": largest[:LARGEST],
+    "message": text.splitlines()[0][:400],
+  }
+
+
+def _of_text(
+  module: hlo_text.Module,
+  setup: setup_lib.Setup,
+  chip: chips.Chip,
+  work: Mapping[str, float],
+) -> dict[str, Any]:
+  devices = list(setup.mesh.devices.flat)
+  found = hlo_collectives.find(module, dict(setup.mesh.shape))
+  links = roofline.Links.of(devices, chip.torus)
+  traffic = hlo_traffic.total(module)
+  bound = roofline.estimate(
+    work["executed"] / len(devices), traffic, found, chip, links
+  )
+  largest = sorted(found, key=lambda c: -c.total)[:LARGEST]
+  keep = ("kind", "axes", "shape", "times", "bytes", "asynchronous", "source")
+  return {
+    "collectives": [
+      {"kind": kind, "axes": axes, "count": n, "bytes": size}
+      for (kind, axes), (n, size) in hlo_collectives.by_kind_and_axes(found).items()
+    ],
+    "largest_collectives": [
+      {k: dataclasses.asdict(c)[k] for k in keep} for c in largest
+    ],
+    "loops_of_unknown_length": any(not c.known for c in found),
+    "hbm_traffic": traffic,
+    "estimate": {
+      **dataclasses.asdict(bound),
+      "step": bound.step,
+      "limit": bound.limit,
+      "examples_per_s": setup.config.batch_size / bound.step,
+      "mfu": work["model"] / bound.step / len(devices) / chip.flops,
+    },
+  }
+
+
+def _activations(model: Any, b: int) -> float:
+  """FLOPs of attention's scores and sums, forward."""
+  towers = encoders.modalities(model)
+  return b * sum(4.0 * m.trunk.depth * m.tokens**2 * m.trunk.width for m in towers)
+
+
+def _experts(model: Any, b: int) -> float:
+  """FLOPs of the experts, empty slots included, forward; training capacity."""
+  moe = encoders.sparse(model)
+  if moe is None:
+    return 0.0
+  each = moe.k * moe.capacity * 4.0
+  return b * sum(
+    each * len(moe.blocks(m.trunk.depth)) * m.tokens * m.trunk.width * m.trunk.mlp
+    for m in encoders.modalities(model)
+  )
+
+
+def _bytes(number: str, unit: str) -> int:
+  return round(float(number) * _UNITS[unit])
