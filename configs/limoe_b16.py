@@ -23,4 +23,5 @@ def get_config(arg: str = ""):
   c.model.modalities.text = text
   web_pairs.set_limoe(c, experts=32, layers=())
   web_pairs.set_scaling_vit(c, total_steps=781_250, batch_size=16_384)
-  return web_pairs.finish(c, args)
+  # As in limoe_s32: one expert a chip, the rest whole on each.
+  return web_pairs.finish(c, args, remat="dots", data=-1, expert=32)

@@ -25,4 +25,5 @@ def get_config(arg: str = ""):
   c.model.modalities.text = text
   web_pairs.set_limoe(c, experts=32, layers=(15, 17, 19, 21, 23))
   web_pairs.set_scaling_vit(c, total_steps=781_250, batch_size=16_384)
-  return web_pairs.finish(c, args)
+  # One expert a chip: its tokens travel, its weights stay but for what fsdp splits.
+  return web_pairs.finish(c, args, remat="dots", fsdp=-1, expert=32)

@@ -23,4 +23,7 @@ def get_config(arg: str = ""):
   c.model.modalities.text = text
   web_pairs.set_limoe(c, experts=32, layers=())
   web_pairs.set_scaling_vit(c, total_steps=781_250, batch_size=16_384)
-  return web_pairs.finish(c, args)
+  # One expert a chip: its tokens travel, its weights stay, and everything else is small
+  # enough to be whole on each chip. "dots" although "none" fits (docs/scale.md): to
+  # compute the activations again costs less than to write and read them.
+  return web_pairs.finish(c, args, remat="dots", data=-1, expert=32)

@@ -78,13 +78,21 @@ def set_scaling_vit(c: ConfigDict, total_steps: int, batch_size: int) -> None:
   c.optimizer.clip = 1.0
 
 
-def finish(c: ConfigDict, args: ConfigDict) -> ConfigDict:
-  """Sets the data and, with `runlocal`, shrinks everything to what a laptop runs."""
+def finish(
+  c: ConfigDict, args: ConfigDict, *, remat: str = "dots", **mesh: int
+) -> ConfigDict:
+  """Sets the data and, with `runlocal`, shrinks everything to what a laptop runs.
+
+  Args:
+    c: the recipe so far.
+    args: of `get_config`, parsed.
+    remat: `config.model.remat`.
+    **mesh: `config.mesh`, an axis that is absent being 1; default fsdp=-1.
+  """
   c.model.dtype = "bfloat16"
   c.model.scan = True
-  c.model.remat = "dots"
-  c.mesh.fsdp = -1
-  c.mesh.data = 1
+  c.model.remat = remat
+  c.mesh.update(dict(data=1, fsdp=1, expert=1, tensor=1) | (mesh or dict(fsdp=-1)))
   if args.runlocal:
     c.model.dtype = "float32"
     c.model.embed_dim = 32
@@ -99,7 +107,7 @@ def finish(c: ConfigDict, args: ConfigDict) -> ConfigDict:
     c.model.moe.min_experts = ConfigDict(dict(text=1.5, image=2.0))
     c.total_steps, c.batch_size, c.log_every = 4, 16, 1
     c.optimizer.update(dict(warmup=1, cooldown=0))
-    c.mesh.data, c.mesh.fsdp = -1, 1
+    c.mesh.update(dict(data=-1, fsdp=1, expert=1))
   set_data(c, args)
   if args.runlocal:
     c.evaluators = ()

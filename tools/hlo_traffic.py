@@ -35,25 +35,39 @@ def total(module: Module) -> int:
 def _moved(module: Module, scope: Mapping[str, Instruction], i: Instruction) -> int:
   if i.opcode in _FREE or i.opcode.endswith("-done"):
     return 0
+  if i.opcode == "custom-call" and not i.operands:  # room for what others will write
+    return 0
   if i.opcode in _SLICES:
     return 2 * _in_hbm(i)
   if i.opcode == "dynamic-update-slice":
     return 2 * scope[i.operands[1]].bytes
-  if i.opcode.endswith("-start"):  # a tuple that repeats the operands, and flags
-    written = i.arrays[0].bytes if i.arrays[0].in_hbm else 0
-    return written + sum(_in_hbm(scope[name]) for name in i.operands[:1])
+  if i.opcode.endswith("-start"):
+    return _started(scope, i)
   if i.opcode != "fusion":
     return _in_hbm(i) + sum(_in_hbm(scope[n]) for n in i.operands if n in scope)
   return _fusion(module, scope, i)
 
 
+def _started(scope: Mapping[str, Instruction], i: Instruction) -> int:
+  """Bytes of a transfer, whose type is a tuple of its ends, in an order of its own."""
+  source = scope[i.operands[0]].arrays[0]
+  target = i.arrays[0 if i.opcode == "copy-start" or len(i.arrays) == 1 else 1]
+  read = min(source.bytes, target.bytes) if "slice" in i.opcode else source.bytes
+  return read * source.in_hbm + target.bytes * target.in_hbm
+
+
 def _fusion(module: Module, scope: Mapping[str, Instruction], i: Instruction) -> int:
   inside = module.computations[i.called()["calls"][0]]
   passed_out, passed_in = _passed_on(i)
-  out = sum(a.bytes for k, a in enumerate(i.arrays) if a.in_hbm and k not in passed_out)
   root = next(j for j in inside.values() if j.root)
-  if root.opcode == "dynamic-update-slice" and root.operands[1] in inside:
-    out = min(out, inside[root.operands[1]].bytes)  # in place
+  results = root.operands if root.opcode == "tuple" else (root.name,)
+  if len(results) != len(i.arrays):  # a tuple of tuples
+    return _in_hbm(i) + sum(_in_hbm(scope[n]) for n in i.operands if n in scope)
+  out = sum(
+    _written(module, inside, name)
+    for k, (name, array) in enumerate(zip(results, i.arrays, strict=True))
+    if array.in_hbm and k not in passed_out
+  )
   for k, name in enumerate(i.operands):
     if k not in passed_in and name in scope:
       out += min(_in_hbm(scope[name]), _read(module, inside, k))
@@ -96,6 +110,19 @@ def _read_of(module: Module, inside: Mapping[str, Instruction], name: str) -> in
     else:
       return inside[name].bytes
   return min(read, inside[name].bytes)
+
+
+def _written(module: Module, inside: Mapping[str, Instruction], name: str) -> int:
+  """Returns the bytes that a fusion writes for a result: of a stack, one slice."""
+  i = inside[name]
+  if i.opcode == "bitcast":
+    return _written(module, inside, i.operands[0])
+  if i.opcode == "dynamic-update-slice":
+    return inside[i.operands[1]].bytes
+  if i.opcode == "fusion" and len(i.arrays) == 1:
+    called = i.called()["calls"][0]
+    return _written(module, module.computations[called], module.root(called).name)
+  return i.bytes
 
 
 def _in_hbm(i: Instruction) -> int:

@@ -60,7 +60,7 @@ def test_a_recipe_sets_no_key_that_base_does_not_explain(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_builds_abstractly(name):
   config = recipe(name)
-  config.mesh.update(dict(data=1, fsdp=1))
+  config.mesh.update(dict(data=1, fsdp=1, expert=1))
   setup = setup_lib.build(config, devices=jax.devices()[:1])
   with jax.set_mesh(setup.mesh):
     state = setup.abstract_state()

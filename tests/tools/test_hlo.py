@@ -21,7 +21,9 @@ HloModule jit_step, is_scheduled=true
 replica_groups=mesh['a'=2,'b'=4] {'a'}, dimensions={0}, \
 frontend_attributes={chain_id="3"}, metadata={op_name="jit(step)/up/kernel"}, \
 backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
-  ROOT %t.1 = (bf16[8,4]{1,0}, bf16[16,4]{1,0}, u32[]{:S(2)}) tuple(%p.0, %gather.1)
+  %flag = u32[]{:S(2)} constant(0)
+  ROOT %t.1 = (bf16[8,4]{1,0}, bf16[16,4]{1,0}, u32[]{:S(2)}) \
+tuple(%p.0, %gather.1, %flag)
 }
 
 %async_collective_fusion.1 (p.1: bf16[8,4], p.2: bf16[16,4]) -> bf16[16,4] {
@@ -187,22 +189,30 @@ def test_traffic_counts_the_slice_of_a_stack_and_not_the_stack():
   ROOT %n = f32[1,8]{1,0} negate(%row)
 }
 
-%put (q.0: f32[10,8], q.1: f32[1,8], q.2: s32[]) -> f32[10,8] {
+%put (q.0: f32[10,8], q.1: f32[1,8], q.2: s32[]) -> (f32[10,8], f32[10,8]) {
   %q.0 = f32[10,8]{1,0} parameter(0)
   %q.1 = f32[1,8]{1,0} parameter(1)
   %q.2 = s32[] parameter(2)
   %z = s32[] constant(0)
-  ROOT %u = f32[10,8]{1,0} dynamic-update-slice(%q.0, %q.1, %q.2, %z)
+  %u.1 = f32[10,8]{1,0} dynamic-update-slice(%q.0, %q.1, %q.2, %z)
+  %u.2 = f32[10,8]{1,0} dynamic-update-slice(%q.0, %q.1, %q.2, %z)
+  %u.3 = f32[10,8]{1,0} bitcast(%u.2)
+  ROOT %u.4 = (f32[10,8]{1,0}, f32[10,8]{1,0}) tuple(%u.1, %u.3)
 }
 
-ENTRY %main (x: f32[10,8], i: s32[]) -> f32[10,8] {
+ENTRY %main (x: f32[10,8], i: s32[]) -> (f32[10,8], f32[10,8]) {
   %x = f32[10,8]{1,0} parameter(0)
   %i = s32[] parameter(1)
   %r = f32[1,8]{1,0} fusion(%x, %i), kind=kLoop, calls=%take
-  ROOT %o = f32[10,8]{1,0} fusion(%x, %r, %i), kind=kLoop, calls=%put
+  %s = ((f32[10,8]{1,0}), f32[1,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), \
+slice={[0:1], [0:8]}
+  %d = f32[1,8]{1,0:S(1)} slice-done(%s)
+  %c = (f32[1,8]{1,0}, f32[1,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%d)
+  %e = f32[1,8]{1,0} copy-done(%c)
+  ROOT %o = (f32[10,8]{1,0}, f32[10,8]{1,0}) fusion(%x, %r, %i), kind=kLoop, calls=%put
 }
 """
-  index = 4
-  row = 8 * 4
-  want = (row + index + row) + (row + row + index)
-  assert hlo_traffic.total(hlo_text.parse(text)) == want
+  index, row = 4, 8 * 4
+  took, sliced, copied = row + index + row, row, row
+  put = 2 * row + row + index
+  assert hlo_traffic.total(hlo_text.parse(text)) == took + sliced + copied + put

@@ -1,0 +1,296 @@
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from sharding import mesh as meshes
+from tests import small
+from tools import (
+  aot_compile,
+  aot_report,
+  aot_step,
+  hlo_collectives,
+  hlo_text,
+  roofline,
+  topology,
+)
+from tools.hlo_collectives import Collective
+from training import chips
+from training import setup as setup_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+V5E = chips.find("TPU v5 lite")
+CONFIG = """
+from configs import base
+
+def get_config(arg=""):
+  c = base.get_config(arg)
+  c.name = "tiny"
+  c.batch_size = 32
+  c.model.embed_dim = 128
+  c.model.shared_trunk = True
+  c.model.dtype = "bfloat16"
+  c.model.scan = True
+  c.model.trunk.update(dict(width=128, depth=4, heads=1, mlp=256))
+  c.model.modalities.image.update(dict(size=(16, 16, 3), patch=(8, 8)))
+  c.model.modalities.text.update(dict(vocab=64, length=4))
+  c.model.moe.update(dict(every=2, experts=4, group=4, capacity=1.0, capacity_eval=1.0))
+  c.model.moe.min_experts = dict(text=2.0, image=2.0)
+  return c
+"""
+
+
+def line(n):
+  """n devices in a row of a v5e."""
+  devices = [types.SimpleNamespace(coords=(i, 0, 0), slice_index=0) for i in range(n)]
+  return roofline.Links.of(devices, torus=2)
+
+
+def collective(kind, n, size, **changes):
+  groups = (tuple(range(n)),)
+  options = dict(kind=kind, shape="", bytes=size, times=1, axes=("data",), source="")
+  return Collective(**(options | dict(groups=groups) | changes))
+
+
+@pytest.mark.parametrize(
+  ("kind", "n", "seconds"),
+  [
+    ("all-gather", 16, 1.0),  # a closed ring: two links
+    ("all-gather", 8, 2.0),  # a row: one
+    ("all-reduce", 16, 1.0),
+    ("all-to-all", 16, 4.0),  # the middle: half of 16 send half of theirs over 2 links
+    ("all-to-all", 4, 2.0),
+  ],
+)
+def test_seconds_of_collectives(kind, n, seconds):
+  size = int(2 * V5E.link)
+  assert roofline.seconds(collective(kind, n, size), V5E, line(n)) == seconds
+
+
+def test_a_permutation_takes_as_many_links_as_its_way_is_long():
+  size = int(V5E.link)
+  c = collective("collective-permute", 2, size, groups=((0, 1), (0, 3)))
+  assert roofline.seconds(c, V5E, line(8)) == 3.0
+  c = collective("collective-permute", 2, size, groups=((0, 15),))
+  assert roofline.seconds(c, V5E, line(16)) == 1.0  # round the back
+
+
+def test_slices_are_joined_by_the_network():
+  devices = [types.SimpleNamespace(coords=(0, 0, 0), slice_index=i) for i in range(2)]
+  links = roofline.Links.of(devices, torus=2)
+  c = collective("all-reduce", 2, int(V5E.network))
+  assert roofline.seconds(c, V5E, links) == 1.0
+
+
+def test_only_asynchronous_collectives_hide():
+  size = int(2 * V5E.link)  # a second each
+  hidden = collective("all-gather", 16, size, asynchronous=True)
+  shown = collective("all-gather", 16, size, times=2)
+  bound = roofline.estimate(
+    4 * V5E.flops, 3 * V5E.hbm_rate, [hidden, shown], V5E, line(16)
+  )
+  assert (bound.compute, bound.memory) == (4.0, 3.0)
+  assert (bound.collectives, bound.synchronous) == (3.0, 2.0)
+  assert (bound.step, bound.limit) == (6.0, "compute")
+
+
+def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
+  config = small.limoe(batch_size=32)
+  config.model.moe.update(dict(capacity=1.0, capacity_eval=1.0))
+  config.mesh.update(dict(data=2, expert=4))
+  setup = setup_lib.build(config)
+  # 8 groups of 4 examples of 4 + 6 tokens: 40 tokens, 12 slots for each of 4 experts.
+  slots = 4 * 8 * 12 // 8  # on one device
+  one = slots * 16 * 4 * 3 // 4  # bytes that leave it: width 16, f32, 3 of 4 devices
+  for evaluate, times in ((False, 4), (True, 2)):
+    compiled = aot_step.lower(setup, evaluate).compile()
+    module = hlo_text.parse(compiled.as_text())
+    table = hlo_collectives.by_kind_and_axes(
+      hlo_collectives.find(module, dict(setup.mesh.shape))
+    )
+    moved = sum(s for (kind, a), (_, s) in table.items() if "to-all" in kind)
+    assert moved == times * one, table
+    assert ("all-reduce", "data+expert") in table  # the global entropy's mean
+
+
+def test_executed_flops_exceed_the_models_by_capacity_and_recomputation():
+  config = small.limoe()
+  config.model.moe.update(dict(capacity=2.0, capacity_eval=4.0))
+  plain = aot_step.flops(config)
+  experts = 16 * 10 * 4 * 16 * 32  # batch, tokens, both matmuls, width, hidden
+  assert plain["executed"] - plain["model"] == 3 * experts  # one slot more per token
+  config.model.remat = "dots"
+  again = aot_step.flops(config)["executed"] - plain["executed"]
+  attention = 16 * 2 * 4 * 16 * (4**2 + 6**2)  # batch, depth, both matmuls, width
+  assert again == 2 * experts + attention
+  config.model.remat = "full"
+  again = aot_step.flops(config)["executed"] - plain["executed"]
+  assert np.isclose(again, plain["executed"] / 3)
+  evaluation = aot_step.flops(config, evaluate=True)
+  assert np.isclose(evaluation["model"], plain["model"] / 3)
+  assert np.isclose(evaluation["executed"] - evaluation["model"], 3 * experts)
+
+
+LONG = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. \
+Used 30.70G of 15.75G hbm. Exceeded hbm capacity by 14.95G.
+
+Total hbm usage >= 31.20G:
+    reserved        530.00M
+
+  Largest program allocations in hbm:
+
+  1. Size: 12.00G
+     Operator: op_name="jit(step)/mul" source_file="x.py" source_line=3
+     Shape: f32[32768,98304]{1,0:T(8,128)}
+     Unpadded size: 12.00G
+     XLA label: fusion.1 = fusion(...)
+     Allocation type: HLO temp
+     ==========================
+
+  2. Size: 384.00M
+     Shape: bf16[128,4096,352]{2,1,0}
+     Unpadded size: 352.00M
+     Allocation type: HLO temp
+     ==========================
+"""
+SHORT = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the \
+total memory required for HLO temporaries (27.64G) exceeds available HBM (15.75G). HLO \
+module: jit_step.
+See https://openxla.org/xla/errors/error_1000 for more details."""
+
+
+def test_both_reports_of_memory_running_out_are_read():
+  long, short = aot_step.parse_oom(LONG), aot_step.parse_oom(SHORT)
+  assert long["needed"] == round(30.7 * 2**30)
+  assert long["available"] == short["available"] == round(15.75 * 2**30)
+  assert short["needed"] == round(27.64 * 2**30)
+  assert [b["bytes"] for b in long["largest"]] == [12 * 2**30, 384 * 2**20]
+  assert long["largest"][0]["source"] == "jit(step)/mul"
+  assert long["largest"][1]["shape"] == "bf16[128,4096,352]{2,1,0}"
+  assert short["largest"] == []
+  other = aot_step.parse_oom("RESOURCE_EXHAUSTED: something new")
+  assert other["needed"] is None and "something new" in other["message"]
+
+
+def test_keys_of_the_config_can_be_set():
+  config = small.limoe()
+  aot_compile.override(config, ["model.moe.every=0", "model.remat=full"])
+  assert config.model.moe.every == 0 and config.model.remat == "full"
+  with pytest.raises(KeyError):
+    aot_compile.override(config, ["model.remta=full"])
+  with pytest.raises(ValueError, match="expected key=value"):
+    aot_compile.override(config, ["model.remat"])
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100:2x2", "v5e:2", "v5e:2x2x2x2", "v5e:axb"])
+def test_a_topology_is_kind_and_shape(name):
+  with pytest.raises(ValueError, match="expected kind:AxB"):
+    topology.devices(name)
+
+
+def test_devices_that_are_not_in_the_table_are_refused():
+  with pytest.raises(ValueError, match="'cpu': expected one of"):
+    aot_step.measure(small.tiny(), jax.devices()[:1])
+
+
+def test_lowering_needs_no_data_and_makes_no_array(monkeypatch):
+  setup = setup_lib.build(small.limoe(), devices=jax.devices()[:1])
+  monkeypatch.setattr(setup_lib.Setup, "init", _abstract_only(setup_lib.Setup.init))
+  assert meshes.batch_shards(setup.mesh) == 1
+  assert "func.func public @main" in aot_step.lower(setup).as_text()
+
+
+def _abstract_only(init):
+  def run(self, key):
+    assert isinstance(key, jax.core.Tracer), "a key was made on a device"
+    return init(self, key)
+
+  return run
+
+
+def test_docs_show_what_the_committed_results_say():
+  text = (ROOT / "docs" / "scale.md").read_text()
+  head, _, rest = text.partition("<!-- results: ")
+  files, _, rest = rest.partition(" -->\n")
+  block = rest.partition("\n<!-- end -->")[0]
+  assert head and block, "docs/scale.md has no table"
+  found = [json.loads((ROOT / name).read_text()) for name in files.split()]
+  assert block == aot_report.table(found)
+  committed = {str(p.relative_to(ROOT)) for p in ROOT.glob("docs/results/aot/*.json")}
+  assert committed == set(files.split())
+
+
+def run(arguments, tmp_path):
+  path = tmp_path / "tiny.py"
+  path.write_text(CONFIG)
+  # A process of its own: nothing of the TPU compiler may stay in the tests'.
+  command = [sys.executable, "-m", "tools.aot_compile", "--config", str(path)]
+  done = subprocess.run(
+    [*command, *arguments, "--json", str(tmp_path / "out.json")],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  return done, tmp_path / "out.json"
+
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu is no dev requirement: with it, JAX looks for a TPU wherever "
+  "JAX_PLATFORMS is not set, and complains; pip install -r requirements-aot.txt",
+)
+
+
+@needs_libtpu
+def test_a_real_step_compiles_for_a_tpu(tmp_path):
+  mesh = "fsdp=2,expert=2"
+  done, out = run(["--topology", "v5e:2x2", "--mesh", mesh], tmp_path)
+  assert done.returncode == 0, done.stderr[-3000:]
+  r = json.loads(out.read_text())
+  assert (r["verdict"], r["device_kind"], r["devices"]) == ("fits", "TPU v5 lite", 4)
+  assert r["mesh"] == {"data": 1, "fsdp": 2, "expert": 2, "tensor": 1}
+  assert 0 < r["memory"]["temp"] < r["memory"]["peak"] < r["hbm_limit"]
+  assert not r["loops_of_unknown_length"]
+  table = {(c["kind"], c["axes"]): c for c in r["collectives"]}
+  # Two sparse layers in a scan, each four exchanges: out and back, and their gradients.
+  assert table[("all-to-all", "expert")]["count"] == 8
+  # 2 groups a device of 4 * 8 tokens: 8 slots of 4 experts, width 128, bf16; half go.
+  assert table[("all-to-all", "expert")]["bytes"] == 8 * (2 * 4 * 8) * 128 * 2 // 2
+  assert table[("all-gather", "fsdp")]["bytes"] > 0
+  assert 0 < r["estimate"]["mfu"] < 1
+  assert "verdict: fits" in done.stdout and str(tmp_path) not in r["command"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("arguments", "devices", "returncode"),
+  [
+    (["--topology", "v4:2x2x1", "--mesh", "data=2,expert=2"], 4, 0),
+    (["--topology", "tpu7x:2x2x1", "--mesh", "data=4,expert=2"], 8, 0),
+    (["--topology", "v5e:2x2", "--slices", "2", "--mesh", "data=8"], 8, 0),
+    (["--topology", "v6e:2x2", "--mesh", "expert=4", "--eval"], 4, 0),
+    (["--topology", "v5e:2x2", "--mesh", "data=4", "--unrolled"], 4, 0),
+    (
+      ["--topology", "v5e:2x2", "--mesh", "data=4", "--set", "batch_size=4194304"],
+      *(4, 1),
+    ),
+  ],
+)
+def test_other_chips_and_steps(tmp_path, arguments, devices, returncode):
+  done, out = run(arguments, tmp_path)
+  assert done.returncode == returncode, done.stderr[-3000:]
+  r = json.loads(out.read_text())
+  assert r["devices"] == devices
+  assert r["verdict"] == ("fits" if returncode == 0 else "does not fit")
+  if "--unrolled" in arguments:
+    assert np.isclose(r["flops"]["compiled"], r["flops"]["executed"], rtol=0.3)
