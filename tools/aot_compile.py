@@ -77,6 +77,7 @@ def measured(flags: argparse.Namespace, argv: Sequence[str]) -> dict:
   topology.prepare()
   # Only now: these import jax, which reads the environment.
   from tools import aot_step, explain_sharding
+  from training import environment
 
   config = explain_sharding.load(flags.config)
   override(config, flags.set)
@@ -87,6 +88,7 @@ def measured(flags: argparse.Namespace, argv: Sequence[str]) -> dict:
     config.model.scan = False
   devices = topology.devices(flags.topology, flags.slices)
   result = aot_step.measure(config, devices, evaluate=flags.eval, hlo=flags.hlo)
+  told = map(environment.without_folders, _without_files(argv))
   names = ("jax", "jaxlib", "libtpu", "flax", "optax")
   return {
     "topology": flags.topology,
@@ -94,7 +96,7 @@ def measured(flags: argparse.Namespace, argv: Sequence[str]) -> dict:
     "set": flags.set,
     **result,
     "versions": {name: importlib.metadata.version(name) for name in names},
-    "command": " ".join(["python -m tools.aot_compile", *_without_files(argv)]),
+    "command": " ".join(["python -m tools.aot_compile", *told]),
   }
 
 

@@ -96,7 +96,7 @@ def find(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
           axes=axes_of(groups, mesh),
           groups=groups,
           source=source[1].replace("\\", "") if source else "",
-          asynchronous=i.opcode.endswith("-start") or bool(_part(i)),
+          asynchronous=run.background or i.opcode.endswith("-start") or bool(_part(i)),
           known=run.known,
         )
       )

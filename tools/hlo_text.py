@@ -91,11 +91,13 @@ class Run:
     computation: its name.
     times: how often a step runs it.
     known: False where a loop on the way does not say how often it turns (taken as 1).
+    background: whether other work goes on meanwhile.
   """
 
   computation: str
   times: int
   known: bool = True
+  background: bool = False
 
 
 def parse(text: str) -> Module:
@@ -143,11 +145,13 @@ def runs(module: Module) -> Iterator[Run]:
       called = i.called()
       if i.opcode == "while":
         trips = trip_count(module, i)
-        inner = Run("", run.times * (trips or 1), run.known and trips is not None)
-        stack += [dataclasses.replace(inner, computation=c) for c in called["body"]]
+        known = run.known and trips is not None
+        times = run.times * (trips or 1)
+        stack += [Run(c, times, known, run.background) for c in called["body"]]
       elif i.opcode in ("call", "conditional", "async-start"):
         names = [name for group in called.values() for name in group]
-        stack += [dataclasses.replace(run, computation=name) for name in names]
+        background = run.background or i.opcode == "async-start"
+        stack += [Run(c, run.times, run.known, background) for c in names]
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:

@@ -105,13 +105,13 @@ def seconds(c: Collective, chip: Chip, links: Links) -> float:
   half, over one link, or two of a ring. A permutation takes one link at a time. Between
   slices all bytes take the network.
   """
-  group = np.asarray(c.groups[0])
-  if len(np.unique(links.slices[group])) > 1:
+  slices = links.slices[np.asarray(c.groups)]  # [groups, members]
+  if (slices != slices[:, :1]).any():
     return c.bytes / chip.network
   if c.kind == "collective-permute":
     pairs = links.coords[np.asarray(c.groups)]  # [pairs, 2, dimensions]
     return c.bytes * _distance(pairs[:, 0], pairs[:, 1], links).max() / chip.link
-  spans = _spans(links.coords[group], links)
+  spans = _spans(links.coords[np.asarray(c.groups[0])], links)
   if c.kind == "all-to-all":
     middle = max((n / (8 if ring else 4) for n, ring in spans), default=0.5)
     return c.bytes * middle / chip.link
@@ -125,7 +125,7 @@ def _spans(coords: np.ndarray, links: Links) -> list[tuple[int, bool]]:
   for x, extent, wraps in zip(coords.T, _extent(links), links.wraps, strict=True):
     n = int(x.max() - x.min()) + 1
     # Every second chip of a ring shares all of its links with the other half.
-    ring = wraps and 2 * n > extent
+    ring = bool(wraps and 2 * n > extent)
     if n > 1:
       found.append((int(extent) if ring else n, ring))
   return found

@@ -28,12 +28,15 @@ def describe() -> dict[str, str]:
   return {
     "device": f"{len(devices)} x {kind}",
     "versions": ", ".join(found),
-    "command": " ".join(["python", *map(_without_folders, sys.argv)]),
+    "command": " ".join(["python", *map(without_folders, sys.argv)]),
   }
 
 
-def _without_folders(argument: str) -> str:
-  # Where a machine keeps its runs says nothing to those who read the figures elsewhere.
+def without_folders(argument: str) -> str:
+  """Returns a command's argument without the folders of absolute paths.
+
+  Where a machine keeps its runs says nothing to those who read the figures elsewhere.
+  """
   return re.sub(r"(?<![\w.:/])/(?:[^\s/=]+/)+", "", argument)
 
 

@@ -5,6 +5,7 @@ import functools
 
 from flax import linen as nn
 import jax
+from jax.extend.core.primitives import all_to_all_p
 import jax.numpy as jnp
 
 from model import catalogue
@@ -52,8 +53,9 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
   """Returns `Block`, with what the backward pass recomputes.
 
   Args:
-    remat: "none": keep all; "dots": keep the results of the weight matmuls, not the
-      attention matrices; "full": keep only the input of each block.
+    remat: "none": keep all; "dots": keep the results of the weight matmuls and of the
+      experts' exchanges, not the attention matrices nor what is inside the experts;
+      "full": keep only the input of each block.
     scan: whether it runs inside a scan, which needs no guard against CSE.
 
   Raises:
@@ -65,10 +67,16 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
     )
   if remat == "none":
     return Block
-  policy = None
-  if remat == "dots":
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  policy = _keep if remat == "dots" else None
   return nn.remat(Block, policy=policy, prevent_cse=not scan)
+
+
+def _keep(primitive, *args, **params) -> bool:
+  """The policy of remat "dots"."""
+  # The backward pass would have to wait for an exchange that it asks for again.
+  return primitive is all_to_all_p or (
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+  )
 
 
 class Period(nn.Module):

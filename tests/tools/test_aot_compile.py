@@ -120,6 +120,15 @@ def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
     assert ("all-reduce", "data+expert") in table  # the global entropy's mean
 
 
+@pytest.mark.parametrize(("remat", "times"), [("dots", 4), ("full", 6)])
+def test_remat_dots_repeats_no_exchange(remat, times):
+  config = small.limoe(batch_size=32)
+  config.model.remat = remat
+  config.mesh.update(dict(data=2, expert=4))
+  text = aot_step.lower(setup_lib.build(config)).as_text()
+  assert text.count("stablehlo.all_to_all") == times  # of the one sparse layer
+
+
 def test_executed_flops_exceed_the_models_by_capacity_and_recomputation():
   config = small.limoe()
   config.model.moe.update(dict(capacity=2.0, capacity_eval=4.0))

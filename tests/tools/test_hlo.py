@@ -120,6 +120,23 @@ source_target_pairs={{0,4},{4,0},{1,1}}
   assert c.asynchronous and c.groups == ((0, 4), (4, 0))
 
 
+def test_what_is_wrapped_in_an_async_start_is_found_and_hides():
+  text = """
+%wrapped (p.0: f32[8]) -> f32[8] {
+  %p.0 = f32[8]{0} parameter(0)
+  ROOT %swap = f32[8]{0} all-to-all(%p.0), replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %s = ((f32[8]{0}), f32[8]{0}, u32[]) async-start(%x), calls=%wrapped
+  ROOT %d = f32[8]{0} async-done(%s), calls=%wrapped
+}
+"""
+  (c,) = found(text)
+  assert (c.kind, c.axes, c.bytes, c.asynchronous) == ("all-to-all", ("expert",), 24, 1)
+
+
 @pytest.mark.parametrize(
   ("text", "groups"),
   [
