@@ -190,7 +190,8 @@ def _of_text(
   work: Mapping[str, float],
 ) -> dict[str, Any]:
   devices = list(setup.mesh.devices.flat)
-  found = hlo_collectives.find(module, dict(setup.mesh.shape))
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  found = hlo_collectives.find(module, dict(setup.mesh.shape), slices)
   links = roofline.Links.of(devices, chip.torus)
   traffic = hlo_traffic.total(module)
   bound = roofline.estimate(

@@ -29,6 +29,7 @@ KINDS = (
 _CHAIN = re.compile(r'frontend_attributes=\{[^}]*chain_id="(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?(?:=(\d+))?")
@@ -69,19 +70,22 @@ class Collective:
     return self.bytes * self.times
 
 
-def find(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
+def find(module: Module, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
   """Returns the collectives of a step.
 
   Args:
     module: from `hlo_text.parse`.
     mesh: axis -> size, outermost first; devices are numbered in this order.
+    slices: that the devices stand in. What goes on between them has the axis "slices"
+      and no groups: hosts exchange what a device hands them.
   """
   found = []
   devices = math.prod(mesh.values())
   for run in hlo_text.runs(module):
     for kind, i, arrays in _unique(module, run.computation):
-      groups = parse_groups(i.rest, devices)
-      n = len(groups[0]) if groups else 1
+      between = i.opcode == "send"
+      groups = () if between else parse_groups(i.rest, devices)
+      n = slices if between else len(groups[0]) if groups else 1
       if n < 2:
         continue  # among itself
       size = sum(a.bytes for a in arrays)
@@ -93,10 +97,10 @@ def find(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
           shape=text + (f" and {len(arrays) - 2} more" if len(arrays) > 2 else ""),
           bytes=round(_sent(kind, size, n)),
           times=run.times,
-          axes=axes_of(groups, mesh),
+          axes=("slices",) if between else axes_of(groups, mesh),
           groups=groups,
           source=source[1].replace("\\", "") if source else "",
-          asynchronous=run.background or i.opcode.endswith("-start") or bool(_part(i)),
+          asynchronous=run.background or _hides(i),
           known=run.known,
         )
       )
@@ -149,6 +153,8 @@ def _unique(
   seen = set()
   for i, inside, scattered in _instructions(module, computation):
     kind = i.opcode.removesuffix("-start")
+    if i.opcode == "send" and (between := _BETWEEN_SLICES.search(i.rest)):
+      kind = between[1].lower().replace("_", "-")
     if kind == "ragged-all-to-all":
       kind = "all-to-all"
     if kind not in KINDS:
@@ -157,7 +163,8 @@ def _unique(
       if (kind, key) in seen:
         continue
       seen.add((kind, key))
-    names = i.operands[:1] if kind == "collective-permute" else i.operands
+    first = i.opcode == "send" or kind == "collective-permute"
+    names = i.operands[:1] if first else i.operands
     arrays = [a for name in names if name in inside for a in inside[name].arrays]
     yield "reduce-scatter" if scattered else kind, i, arrays
 
@@ -175,6 +182,10 @@ def _instructions(module: Module, computation: str):
         scattered = name.startswith("all-reduce-scatter")
         for j in inside.values():
           yield j, inside, scattered and j.opcode == "all-reduce"
+
+
+def _hides(i: Instruction) -> bool:
+  return i.opcode.endswith("-start") or i.opcode == "send" or _part(i) is not None
 
 
 def _part(i: Instruction) -> tuple[str, str] | None:

@@ -41,6 +41,8 @@ def _moved(module: Module, scope: Mapping[str, Instruction], i: Instruction) -> 
     return 2 * _in_hbm(i)
   if i.opcode == "dynamic-update-slice":
     return 2 * scope[i.operands[1]].bytes
+  if i.opcode in ("send", "recv"):
+    return i.arrays[0].bytes
   if i.opcode.endswith("-start"):
     return _started(scope, i)
   if i.opcode != "fusion":

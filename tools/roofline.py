@@ -24,12 +24,10 @@ class Links:
 
   Attributes:
     coords: int[devices, torus dimensions].
-    slices: int[devices].
     wraps: for each dimension, whether its ends are joined.
   """
 
   coords: np.ndarray
-  slices: np.ndarray
   wraps: tuple[bool, ...]
 
   @classmethod
@@ -41,8 +39,7 @@ class Links:
     coords = np.array([d.coords[:torus] for d in devices])
     extent = coords.max(axis=0) + 1
     wraps = tuple(bool(n == 16 if torus == 2 else n % 4 == 0) for n in extent)
-    slices = np.array([getattr(d, "slice_index", 0) or 0 for d in devices])
-    return cls(coords, slices, wraps)
+    return cls(coords, wraps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +99,10 @@ def seconds(c: Collective, chip: Chip, links: Links) -> float:
   Gathers and sums go round rings: over both links of each torus dimension that the
   group spans, over one where its ends are not joined. An all-to-all is held up by the
   middle of its longest dimension: of n devices half send half their bytes to the other
-  half, over one link, or two of a ring. A permutation takes one link at a time. Between
-  slices all bytes take the network.
+  half, over one link, or two of a ring. A permutation takes one link at a time. What
+  goes on between slices takes the network.
   """
-  slices = links.slices[np.asarray(c.groups)]  # [groups, members]
-  if (slices != slices[:, :1]).any():
+  if c.axes == ("slices",):
     return c.bytes / chip.network
   if c.kind == "collective-permute":
     pairs = links.coords[np.asarray(c.groups)]  # [pairs, 2, dimensions]

@@ -49,7 +49,7 @@ def get_config(arg=""):
 
 def line(n):
   """n devices in a row of a v5e."""
-  devices = [types.SimpleNamespace(coords=(i, 0, 0), slice_index=0) for i in range(n)]
+  devices = [types.SimpleNamespace(coords=(i, 0, 0)) for i in range(n)]
   return roofline.Links.of(devices, torus=2)
 
 
@@ -83,10 +83,8 @@ def test_a_permutation_takes_as_many_links_as_its_way_is_long():
 
 
 def test_slices_are_joined_by_the_network():
-  devices = [types.SimpleNamespace(coords=(0, 0, 0), slice_index=i) for i in range(2)]
-  links = roofline.Links.of(devices, torus=2)
-  c = collective("all-reduce", 2, int(V5E.network))
-  assert roofline.seconds(c, V5E, links) == 1.0
+  c = collective("all-reduce", 2, int(V5E.network), axes=("slices",), groups=())
+  assert roofline.seconds(c, V5E, line(4)) == 1.0
 
 
 def test_only_asynchronous_collectives_hide():
@@ -301,5 +299,9 @@ def test_other_chips_and_steps(tmp_path, arguments, devices, returncode):
   r = json.loads(out.read_text())
   assert r["devices"] == devices
   assert r["verdict"] == ("fits" if returncode == 0 else "does not fit")
+  if "--slices" in arguments:  # gradients are summed inside slices, then between them
+    network = [c for c in r["collectives"] if c["axes"] == "slices"]
+    assert [c["kind"] for c in network] == ["all-reduce"]
+    assert network[0]["bytes"] > 0
   if "--unrolled" in arguments:
     assert np.isclose(r["flops"]["compiled"], r["flops"]["executed"], rtol=0.3)

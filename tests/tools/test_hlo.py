@@ -120,6 +120,30 @@ source_target_pairs={{0,4},{4,0},{1,1}}
   assert c.asynchronous and c.groups == ((0, 4), (4, 0))
 
 
+def test_what_hosts_exchange_between_slices_is_found():
+  text = """
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[8,4]{1,0}, u32[], token[]) send(%x, %token), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE",is_spmd_generated="true"}
+  %recv = (f32[8,4]{1,0}, u32[], token[]) recv(%token), channel_id=1, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2
+  %got = (f32[8,4]{1,0}, token[]) recv-done(%recv), channel_id=1
+  ROOT %y = f32[8,4]{1,0} get-tuple-element(%got), index=0
+}
+"""
+  module = hlo_text.parse(text)
+  (c,) = hlo_collectives.find(module, MESH, slices=2)
+  assert (c.kind, c.axes, c.bytes) == ("all-reduce", ("slices",), 128)
+  assert c.asynchronous
+  assert hlo_traffic.total(module) == 256
+  (c,) = hlo_collectives.find(module, MESH, slices=4)
+  assert c.bytes == 192  # 2 * 3 / 4
+
+
 def test_what_is_wrapped_in_an_async_start_is_found_and_hides():
   text = """
 %wrapped (p.0: f32[8]) -> f32[8] {
