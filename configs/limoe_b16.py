@@ -1,6 +1,7 @@
 """LIMoE B/16 from scratch on image-text pairs (arXiv 2206.02770).
 
 python train.py --config configs/limoe_b16.py:data=my_tfds --workdir gs://bucket/run
+The mesh is for 32 chips or a multiple; on fewer: --config.mesh.expert=N.
 32 experts in every second block: 6 of 12.
 Differences from the paper, where it is known: no JFT class names among the captions, a
 sentencepiece vocabulary trained on your own captions, AdamW's place taken by optax's

@@ -1,6 +1,7 @@
 """LIMoE L/16 from scratch on image-text pairs (arXiv 2206.02770).
 
 python train.py --config configs/limoe_l16.py:data=my_tfds --workdir gs://bucket/run
+The mesh is for 32 chips or a multiple; on fewer: --config.mesh.expert=N.
 About 1.7 B parameters, 0.3 B active per token. The published totals fix how many blocks
 are sparse but not which: 32 experts in five blocks give 1.64 B; assumed are the last
 five of every second one, V-MoE's "Last-5" (arXiv 2106.05974).
