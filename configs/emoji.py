@@ -134,11 +134,18 @@ def set_styles(c: ConfigDict) -> None:
   """
   c.data.split = "all"
   c.data.options.update(dict(styles=("twemoji", "noto"), skin_tones=False))
-  transforms = dict(c.data.transforms)
-  transforms["color"] = dict(
-    brightness=0.25, contrast=0.25, saturation=0.4, hue=0.03, grayscale=0.15
+  # Styles differ in lines, colours and margins: vary these, whatever styles there are.
+  decode, (crop, _), _, *rest = c.data.transforms
+  c.data.transforms = (
+    decode,
+    (crop, dict(scale=(0.55, 1.5), ratio=(0.88, 1.14), rotate=10.0)),
+    ("outline", {}),
+    (
+      "color",
+      dict(brightness=0.25, contrast=0.25, saturation=0.5, hue=0.04, grayscale=0.25),
+    ),
+    *rest,
   )
-  c.data.transforms = tuple(transforms.items())
   every = c.checkpoint.every
   unseen, seen = dict(styles=("openmoji",)), dict(styles=("twemoji",))
   c.evaluators = (
@@ -179,6 +186,10 @@ def finish(c: ConfigDict, args: ConfigDict, name: str, routing: bool = False):
     c.total_steps = 2400
     c.optimizer.warmup = 200
     c.checkpoint.every = 400
+  if args.styles:  # twice the drawings, and none may be learned by heart
+    c.total_steps = 4000
+    c.optimizer.warmup = 200
+    c.checkpoint.every = 500
   set_data(c, args.seed)
   if args.runlocal:
     run_local(c)

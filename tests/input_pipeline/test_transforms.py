@@ -15,6 +15,7 @@ from input_pipeline.transforms import (
   decode_image,
   flip,
   normalize,
+  outline,
   random_resized_crop,
   resize,
   sample_caption,
@@ -299,6 +300,20 @@ def test_letter_ngrams_stand_behind_the_ids(tokenizer):
   np.testing.assert_array_equal(out["text"][6:], expected)
   short = transform({"caption": "a"}, rng())["text"][6:]
   assert (short != 0).sum() == 2, "<a> as an n-gram and as the word"
+
+
+def test_outline_inks_edges_and_nothing_else():
+  image = np.full((6, 6, 3), 255, np.uint8)
+  image[:, 3:] = (255, 0, 0)
+  run = outline.Transform(p=1.0, strength=(0.5, 0.5), gain=4.0)
+  out = run({"image": image}, rng())["image"]
+  assert out.dtype == np.float32
+  np.testing.assert_allclose(out[:, 2], 127.5)  # the last white column
+  np.testing.assert_array_equal(np.delete(out, 2, 1), np.delete(image, 2, 1))
+  same = outline.Transform(p=0.0)({"image": image}, rng())["image"]
+  np.testing.assert_array_equal(same, image)
+  with pytest.raises(ValueError, match="strength"):
+    outline.Transform(strength=(0.5, 1.5))
 
 
 def test_every_transform_keeps_to_the_contract():
