@@ -138,7 +138,7 @@ def set_styles(c: ConfigDict) -> None:
   decode, (crop, _), _, *rest = c.data.transforms
   c.data.transforms = (
     decode,
-    (crop, dict(scale=(0.55, 1.5), ratio=(0.88, 1.14), rotate=10.0)),
+    (crop, dict(scale=(0.7, 1.8), ratio=(0.88, 1.14), rotate=10.0)),
     ("outline", {}),
     (
       "color",
