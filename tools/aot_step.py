@@ -163,9 +163,7 @@ def parse_oom(text: str) -> dict[str, Any]:
   totals = next((m for p in _TOTALS if (m := p.search(text))), None)
   largest = []
   for m in _BUFFER.finditer(text):
-    fields = dict(
-      re.findall(r"^\s*(Shape|Operator|Allocation type): (.*)$", m[3], re.M)
-    )
+    fields = dict(_FIELD.findall(m[3]))
     operator = re.search(r'op_name="((?:[^"\\]|\\.)*)"', fields.get("Operator", ""))
     largest.append(
       {
