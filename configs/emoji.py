@@ -84,11 +84,11 @@ def set_moe(c: ConfigDict) -> None:
 def set_training(c: ConfigDict) -> None:
   """Sets what fits in about five minutes on two CPU cores."""
   c.batch_size = 128
-  c.total_steps = 600
+  c.total_steps = 900
   c.ema = 0.99
   c.optimizer.update(dict(lr=2e-3, warmup=50, weight_decay=0.1, clip=1.0))
   c.log_every = 10
-  c.checkpoint.update(dict(every=100, keep=2))
+  c.checkpoint.update(dict(every=150, keep=2))
   c.objective.options.losses = (
     ("infonce", 1.0, dict(pairs=base.IMAGE_TEXT, temperature=0.07, max_scale=50.0)),
   )
