@@ -187,7 +187,7 @@ def finish(c: ConfigDict, args: ConfigDict, name: str, routing: bool = False):
     c.optimizer.warmup = 200
     c.checkpoint.every = 400
   if args.styles:  # twice the drawings, and none may be learned by heart
-    c.total_steps = 4000
+    c.total_steps = 2500
     c.optimizer.warmup = 200
     c.checkpoint.every = 500
   set_data(c, args.seed)
