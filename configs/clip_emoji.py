@@ -3,8 +3,8 @@
 python train.py --config configs/clip_emoji.py --workdir runs/clip_emoji
 Each tower has the width and depth of LIMoE's trunk, so that a token passes through as
 many multiplications as in the sparse model, whose experts it enters one at a time.
-Arguments: seed=N, runlocal (seconds), full (longer), tune (evaluates on validation
-families instead of the test split).
+Arguments: seed=N, runlocal (seconds), tune (evaluates on validation families instead of
+the test split).
 """
 
 from configs import args as args_lib

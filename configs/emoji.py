@@ -13,7 +13,7 @@ from configs import base
 
 SIZE = 48  # pixels; the drawings have 72
 # Of `get_config(arg)`.
-ARGS = dict(seed=0, runlocal=False, full=False, styles=False, tune=False)
+ARGS = dict(seed=0, runlocal=False, styles=False, tune=False)
 
 
 def set_data(c: ConfigDict, seed: int) -> None:
@@ -182,10 +182,6 @@ def finish(c: ConfigDict, args: ConfigDict, name: str, routing: bool = False):
     )
   c.name = name
   set_training(c)
-  if args.full:
-    c.total_steps = 2400
-    c.optimizer.warmup = 200
-    c.checkpoint.every = 400
   if args.styles:  # twice the drawings, and none may be learned by heart
     c.total_steps = 2500
     c.optimizer.warmup = 200

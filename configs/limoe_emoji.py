@@ -1,9 +1,9 @@
 """LIMoE on emoji: one small sparse trunk reads drawings and names (arXiv 2206.02770).
 
 python train.py --config configs/limoe_emoji.py --workdir runs/limoe_emoji
-Arguments: seed=N, runlocal (seconds), full (longer), tune (evaluates on validation
-families instead of the test split), styles (all concepts, drawn in two styles, tested
-in a third that is never seen; needs requirements-styles.txt).
+Arguments: seed=N, runlocal (seconds), tune (evaluates on validation families instead of
+the test split), styles (all concepts, drawn in two styles, tested in a third that is
+never seen; needs requirements-styles.txt).
 """
 
 from configs import args as args_lib

@@ -6,8 +6,8 @@ python train.py --config configs/lit_emoji.py --workdir runs/lit_emoji \
 The paper freezes a tower trained on labels; no such tower ships in a package, so ours
 comes from clip_emoji. It has seen the training drawings only. Without init_from the
 frozen tower is random, a floor of its own.
-Arguments: seed=N, runlocal (seconds), full (longer), tune (evaluates on validation
-families instead of the test split).
+Arguments: seed=N, runlocal (seconds), tune (evaluates on validation families instead of
+the test split).
 """
 
 from configs import args as args_lib

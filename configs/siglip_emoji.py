@@ -1,8 +1,8 @@
 """SigLIP on emoji (arXiv 2303.15343): two dense towers and the pairwise sigmoid loss.
 
 python train.py --config configs/siglip_emoji.py --workdir runs/siglip_emoji
-Arguments: seed=N, runlocal (seconds), full (longer), tune (evaluates on validation
-families instead of the test split).
+Arguments: seed=N, runlocal (seconds), tune (evaluates on validation families instead of
+the test split).
 """
 
 from configs import args as args_lib

@@ -130,7 +130,7 @@ def test_without_tune_nothing_is_picked_by_the_test_split(name):
 
 
 @pytest.mark.parametrize("name", EMOJI)
-@pytest.mark.parametrize("arg", ["tune", "tune,runlocal", "tune,full"])
+@pytest.mark.parametrize("arg", ["tune", "tune,runlocal"])
 def test_tune_never_looks_at_the_test_split(name, arg):
   tuned = recipe(name, arg)
   assert tuned.checkpoint.best == "retrieval/i2t_r10"
