@@ -23,7 +23,7 @@ MAIN = "retrieval"
 
 
 def collect(workdirs: Sequence[str], title: str) -> dict[str, Any]:
-  """Returns {title, seeds, metrics: name -> one figure per run, floors, made}.
+  """Returns {title, seeds, metrics: name -> one figure per run, floor, floors, made}.
 
   Raises:
     ValueError: runs of different recipes, or one that measured nothing.
@@ -37,9 +37,11 @@ def collect(workdirs: Sequence[str], title: str) -> dict[str, Any]:
     raise ValueError(f"a run of {workdirs} has no evaluations")
   shared = sorted(set.intersection(*map(set, found)))
   floors: dict[str, list[float]] = {}
+  kind = ""
   for workdir in workdirs:
     path = pathlib.Path(workdir) / "artifacts" / "floors.json"
     floor = json.loads(path.read_text()).get(MAIN, {}) if path.exists() else {}
+    kind = floor.get("title", kind)
     for key, value in floor.items():
       if isinstance(value, int | float):
         floors.setdefault(key, []).append(value)
@@ -48,6 +50,7 @@ def collect(workdirs: Sequence[str], title: str) -> dict[str, Any]:
     "seeds": [r.get("seed") for r in runs],
     "steps": [r.final_step for r in runs],
     "metrics": {k: [f[k] for f in found] for k in shared},
+    "floor": kind,
     "floors": floors,
     "made": [environment.read(w) for w in workdirs],
   }
@@ -57,20 +60,20 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
   """Returns a markdown table: rows of results, and one of the first one's floors."""
   head = ["held-out retrieval", *(c.replace("_r", " R@") for c in COLUMNS), "seeds"]
   lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-  for result in results:
+
+  def add(title: str, found: Mapping[str, Any], prefix: str, seeds: int) -> None:
     for sub, note in (("", ""), ("without_flag/", ", without flags")):
-      keys = [f"eval/{MAIN}/{sub}{c}" for c in COLUMNS]
-      cells = [_cell(result["metrics"].get(k)) for k in keys]
-      row = [result["title"] + note, *cells, str(len(result["seeds"]))]
-      lines.append("| " + " | ".join(row) + " |")
-  floors: Mapping[str, Any] = next(
-    (r["floors"] for r in results if r.get("floors")), {}
-  )
-  if floors:
-    cells = [_cell(floors.get(c)) for c in COLUMNS]
-    count = len(next(iter(floors.values())))
-    row = ["floor: ridge on 24x24 pixels", *cells, str(count)]
-    lines.append("| " + " | ".join(row) + " |")
+      cells = [_cell(found.get(f"{prefix}{sub}{c}")) for c in COLUMNS]
+      if set(cells) != {"-"}:
+        lines.append("| " + " | ".join([title + note, *cells, str(seeds)]) + " |")
+
+  for result in results:
+    add(result["title"], result["metrics"], f"eval/{MAIN}/", len(result["seeds"]))
+  for result in results:
+    if result.get("floors"):
+      count = len(next(iter(result["floors"].values())))
+      add(f"floor: {result['floor']}", result["floors"], "", count)
+      break
   return "\n".join(lines)
 
 
