@@ -54,13 +54,7 @@ def upcycle(
     ValueError: a model that is not sparse or not token_choice, parameters that are
       sparse already, or trunks of another number, depth or width.
   """
-  moe = configs.sparse(model)
-  if moe is None:
-    raise ValueError(
-      f"{WHERE}.every = 0 and {WHERE}.layers = () describe a dense model, which has no "
-      "experts to fill. Set one of them."
-    )
-  check_router(moe.router)
+  moe = target(model)
   _check_noise(noise)
   trunks = {
     "trunk" if model["shared_trunk"] else f"trunk_{m.name}": m.trunk
@@ -153,6 +147,22 @@ def resize_experts(
     return {"router": {"kernel": router}, "experts": _chosen(tree["experts"], at, gain)}
 
   return resize(params, key)
+
+
+def target(model: Mapping[str, Any]) -> MoeConfig:
+  """Returns the options of the sparse layers of `config.model`.
+
+  Raises:
+    ValueError: it has none, or of a router that has no place for copies of an MLP.
+  """
+  moe = configs.sparse(model)
+  if moe is None:
+    raise ValueError(
+      f"{WHERE}.every = 0 and {WHERE}.layers = () describe a dense model, which has no "
+      "experts to fill. Set one of them."
+    )
+  check_router(moe.router)
+  return moe
 
 
 def check_router(router: str) -> None:
