@@ -1,9 +1,9 @@
 """Sparse towers from a dense checkpoint, and more or fewer experts in sparse ones.
 
 Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055): every expert starts as a copy
-of the dense MLP that it replaces. There a token's gates are renormalised to sum to 1,
-so that copies give what the MLP gave; here they are not: k of e equal gates sum to
-k / e. So the last layer of the copies, `down`, is multiplied by e / k. That is exact
+of the dense MLP that it replaces. Its vision models renormalise a token's gates to sum
+to 1, so that copies give what the MLP gave. Here they are not: k of e equal gates sum
+to k / e. So the last layer of the copies, `down`, is multiplied by e / k. That is exact
 only while the gates are equal: a router that grows sure of its choice lets the layer
 give up to e / k times what the MLP gave.
 
@@ -141,6 +141,8 @@ def resize_experts(
       source, gain = _grown(kernel.shape[-1], experts, k)
     else:
       source, gain = _kept(kernel.shape[-1], experts, k, keep), kept_mass
+      if not 0 < kept_mass <= 1:
+        raise ValueError(f"kept_mass = {kept_mass}, a part of 1: expected (0, 1].")
     at = jnp.asarray(source)
     router = jnp.take(kernel, at, axis=-1)
     router += noise * jax.random.normal(key, router.shape, router.dtype)

@@ -56,17 +56,13 @@ def sharpened(model):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("every", [1, 2])
-def test_makes_the_parameters_that_the_sparse_model_has(shared, scan, every):
+def test_makes_the_parameters_that_the_sparse_model_has(shared, scan):
   names = ("image", "text")
-  model = sparse(names, shared, every)
+  model = sparse(names, shared)
   model.scan = scan
-  for dense_scan in (False, True):
-    before = small(shared, 0, names, scan=dense_scan)
-    got = jax.eval_shape(
-      lambda params: upcycle.upcycle(params, model, KEY, 0.1), shapes(before)
-    )
-    assert got == shapes(model)
+  before = shapes(small(shared, 0, names, scan=not scan))
+  got = jax.eval_shape(lambda params: upcycle.upcycle(params, model, KEY, 0.1), before)
+  assert got == shapes(model)
 
 
 @pytest.mark.parametrize(("experts", "k"), [(4, 1), (4, 3)])
@@ -183,9 +179,7 @@ def test_upcycle_says_what_does_not_fit(change, message):
 def test_own_trunks_do_not_become_a_shared_one():
   names = ("image", "text")
   own = shapes(small(False, 0, names))
-  with pytest.raises(
-    ValueError, match=r"trunk_image, trunk_text, .*cannot become a sh"
-  ):
+  with pytest.raises(ValueError, match=r"trunk_image, trunk_text, .*cannot become a"):
     upcycle.upcycle(own, sparse(names), KEY)
   del own["trunk_image"]
   with pytest.raises(ValueError, match="nothing to copy for trunk_image"):
@@ -210,6 +204,7 @@ def test_upcycling_twice_or_with_negative_noise_is_refused():
     (8, dict(keep=(0, 1)), "are for fewer experts"),
     (2, dict(keep=(0, 4)), "expected 2 different experts"),
     (2, dict(keep=(1, 1)), "expected 2 different experts"),
+    (2, dict(kept_mass=0.0), "kept_mass = 0.0"),
     (2, dict(k=(1, 2)), "expected the same k, of at most 2"),
   ],
 )
