@@ -200,8 +200,7 @@ def init_from(path: str, params, shardings):
   """
   folder = step_folder(path)
   with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.metadata(folder / "state").item_metadata
-    saved = flatten(getattr(tree, "tree", tree)["params"])
+    saved = _saved(reader, folder)
     wanted, placed = flatten(params), flatten(shardings)
     match = {k for k, v in wanted.items() if k in saved and _shape(saved[k]) == v.shape}
     if not match:
@@ -216,15 +215,7 @@ def init_from(path: str, params, shardings):
       for k, v in wanted.items()
       if k in match
     }
-    nested = {"params": _nest(item)}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
-    got = reader.restore(
-      folder / "state",
-      args=ocp.args.PyTreeRestore(
-        item=nested, restore_args=restore_args, partial_restore=True
-      ),
-    )
-  values = flatten(got["params"])
+    values = flatten(_read(reader, folder, item))
   report = differences(saved, wanted)
   for line in report:
     logging.info("init_from: %s", line.strip())
@@ -232,8 +223,62 @@ def init_from(path: str, params, shardings):
   return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values())), report
 
 
-def step_folder(where: str):
+def read_params(path: str, asked_by: str) -> dict[str, Any]:
+  """Returns all parameters of a checkpoint, {"towers": ..., ...}, on the first device.
+
+  Args:
+    path: as of `init_from`.
+    asked_by: the flag that names it, for the error message.
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+  """
+  folder = step_folder(path, asked_by)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  with ocp.PyTreeCheckpointer() as reader:
+    item = {
+      k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=here)
+      for k, v in _saved(reader, folder).items()
+    }
+    return _read(reader, folder, item)
+
+
+def write_params(path: str, params) -> None:
+  """Writes parameters alone, as a step's folder that `init_from` reads.
+
+  Raises:
+    FileExistsError: there is a checkpoint already.
+  """
+  folder = epath.Path(path).absolute()
+  if (folder / "state").exists():
+    raise FileExistsError(f"{folder} holds a checkpoint already: name another folder")
+  folder.mkdir(parents=True, exist_ok=True)
+  with ocp.PyTreeCheckpointer() as writer:
+    writer.save(folder / "state", {"params": params})
+
+
+def _saved(reader: ocp.PyTreeCheckpointer, folder) -> dict[str, Any]:
+  """Returns path -> shape and dtype of every parameter of a step."""
+  tree = reader.metadata(folder / "state").item_metadata
+  return flatten(getattr(tree, "tree", tree)["params"])
+
+
+def _read(reader: ocp.PyTreeCheckpointer, folder, item) -> dict[str, Any]:
+  """Returns the parameters that `item` asks for: path -> shape, dtype and sharding."""
+  nested = {"params": nest(item)}
+  restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
+  args = ocp.args.PyTreeRestore(
+    item=nested, restore_args=restore_args, partial_restore=True
+  )
+  return reader.restore(folder / "state", args=args)["params"]
+
+
+def step_folder(where: str, asked_by: str = "config.init_from"):
   """Returns the folder of a step: itself, or the newest in a workdir.
+
+  Args:
+    where: a workdir, its checkpoints folder, or one step's folder.
+    asked_by: the key or flag that names it, for the error message.
 
   Raises:
     FileNotFoundError: no checkpoint there.
@@ -246,13 +291,14 @@ def step_folder(where: str):
   steps = sorted(p for p in path.glob("step_*") if p.name[5:].isdigit())
   if not steps:
     raise FileNotFoundError(
-      f"config.init_from: no checkpoint in {path}; expected the --workdir of a run, "
+      f"{asked_by}: no checkpoint in {path}; expected the --workdir of a run, "
       "its checkpoints folder or the folder of one step"
     )
   return steps[-1]
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the tree of dicts of {"a/b/c": leaf}: the inverse of `flatten`."""
   out: dict[str, Any] = {}
   for path, value in flat.items():
     *folders, last = path.split("/")
