@@ -25,7 +25,13 @@ def test_the_base_config_builds():
   }
   assert dict(c.min_experts) == {"text": 3.0, "image": 5.0}
   assert hash(c) == hash(dataclasses.replace(c))
-  given = set(base.moe()) - {"every", "losses", "min_experts"}
+  assert dict(c.warn) == {
+    "served/image": 0.5,
+    "served/text": 0.5,
+    "effective_experts/image": 2.5,
+    "effective_experts/text": 1.5,
+  }
+  given = set(base.moe()) - {"every", "losses", "min_experts", "warn"}
   for key in given:
     assert getattr(c, key) == getattr(base.moe(), key), key
   assert set(base.moe()) == {f.name for f in dataclasses.fields(MoeConfig)}
@@ -53,6 +59,8 @@ def test_zero_disables_a_loss():
     (dict(noise=0.0), ["losses.load", "config.model.moe.noise", "sigma"]),
     (dict(noise=-1.0), ["config.model.moe.noise = -1.0"]),
     (dict(weight=-0.1), ["config.model.moe.weight = -0.1"]),
+    (dict(warn=dict(serve={})), ["config.model.moe.warn.serve", "did you mean served"]),
+    (dict(warn=dict(served=0.5)), ["config.model.moe.warn.served = 0.5", "{'text'"]),
     (dict(dispatch="gathr"), ["config.model.moe.dispatch", "did you mean gather?"]),
     (dict(router="top_k"), ["config.model.moe.router = 'top_k'", "token_choice"]),
     (dict(router="expert_choise"), ["config.model.moe.router", "mean expert_choice"]),
