@@ -12,7 +12,8 @@ from PIL import Image
 
 from evaluators.favourites import grid
 from input_pipeline import tokenizer
-from tools.report_data import Run, open_source
+from tools import report_data as data
+from tools.report_data import Run
 from tools.report_html import Row
 from tools.report_pictures import decode
 from tools.report_plots import INK, figure, styled
@@ -41,7 +42,7 @@ def patches(run: Run) -> Iterator[tuple[str, str, Figure]]:
     found = favourites(artifact, "patches")
     source = None
     if found:
-      source = open_source(run, run.split(name), run.source_options(name))
+      source = data.open_source(run, run.split(name), run.source_options(name))
     for (layer, modality), arrays in found.items():
       shape = run.get(f"model.modalities.{modality}")
       shown = arrays["index"][arrays["index"] >= 0]
@@ -136,7 +137,7 @@ def words(run: Run) -> Iterator[tuple[str, str, Sequence[str], list[Row]]]:
       rows = []
       for e, ids in enumerate(arrays["id"][:, :shown]):
         cells = [
-          f"{spell(int(w))} {arrays['lift'][e, r]:.1f}×" if w >= 0 else "-"
+          f"{spell(int(w))} {arrays['lift'][e, r]:.1f}x" if w >= 0 else "-"
           for r, w in enumerate(ids)
         ]
         rows.append(Row(f"expert {e}", cells))

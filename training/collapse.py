@@ -38,8 +38,9 @@ def below(values: Mapping[str, Any], moe: Mapping[str, Any]) -> dict[str, str]:
 
 def _absent(values: Mapping[str, Any], layer: str, modality: str) -> bool:
   # A modality that came by has some entropy, even where all its tokens are dropped.
-  of = (f"{layer}{metric}/{modality}" for metric in ("served", "token_entropy"))
-  return all(float(values.get(name, 0.0)) == 0 for name in of)
+  served = values.get(f"{layer}served/{modality}", 1.0)
+  entropy = values.get(f"{layer}token_entropy/{modality}", 0.0)
+  return float(served) == 0 and float(entropy) == 0
 
 
 def _advice(moe: Mapping[str, Any], metric: str, modality: str) -> str:
@@ -51,8 +52,9 @@ def _advice(moe: Mapping[str, Any], metric: str, modality: str) -> str:
         f"no expert takes the rest of {modality}. Raise {where}.capacity or {where}.k."
       )
     return (
-      f"the experts that {modality} chooses have no slots left. Raise {where}.capacity, "
-      f"or balance the experts by {where}.losses.importance and {where}.losses.load."
+      f"the experts that {modality} chooses have no slots left. Raise "
+      f"{where}.capacity, or balance the experts by {where}.losses.importance and "
+      f"{where}.losses.load."
     )
   meaning = {
     "token_choice": f"the router sends {modality} to too few experts",

@@ -23,8 +23,8 @@ def routes(
     sown: the towers' "intermediates".
 
   Returns:
-    what "index" int32[b, n, k], the chosen experts, -1 for none; "served" bool[b, n, k];
-    "gate" f32[b, n, k]. The token of "cls" pooling, if any, comes first along n.
+    what "index" int32[b, n, k], the chosen experts, -1 for none; "served" bool and
+    "gate" f32 of the same shape. The token of "cls" pooling, if any, comes first.
   """
   if towers.moe is None:
     return {}

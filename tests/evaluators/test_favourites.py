@@ -64,7 +64,7 @@ def test_words_are_ranked_by_their_share_over_the_base_rate():
     lift = {w: c / total / (seen[w] / of_all) for w, c in served[e].items() if c >= 3}
     wanted = sorted(lift, key=lambda w: (-lift[w], -served[e][w], w))[:5]
     got = [w for w in arrays["id"][e] if w >= 0]
-    assert got == wanted and 0 < len(got)
+    assert got == wanted and len(got) > 0
     np.testing.assert_allclose(
       arrays["lift"][e][: len(got)], [lift[w] for w in got], rtol=1e-6
     )

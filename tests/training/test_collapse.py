@@ -13,14 +13,15 @@ def _below(values, **changes):
   moe = base.moe()
   moe.update(changes)
   values = {f"{LAYER}/{k}": np.float32(v) for k, v in values.items()}
-  return {k.removeprefix(f"{LAYER}/"): v for k, v in collapse.below(values, moe).items()}
+  found = collapse.below(values, moe)
+  return {k.removeprefix(f"{LAYER}/"): v for k, v in found.items()}
 
 
 def test_floors_are_those_of_the_config():
   values = {"served/text": 0.6, "served/image": 0.6, "effective_experts/text": 1.4}
   (text,) = _below(values).values()
-  assert text.startswith(f"{LAYER}/effective_experts/text = 1.40, below config.model.moe")
-  assert ".warn.effective_experts.text = 1.5:" in text
+  assert text.startswith(f"{LAYER}/effective_experts/text = 1.40, below config.")
+  assert "config.model.moe.warn.effective_experts.text = 1.5:" in text
   floors = {"served": {"image": 0.7}, "effective_experts": {"text": 1.3}}
   assert list(_below(values, warn=floors)) == ["served/image"]
 
