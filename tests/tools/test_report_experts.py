@@ -62,7 +62,7 @@ def test_without_pictures_there_are_only_words(run, monkeypatch, source):
 
 def test_words_are_spelt_by_the_tokenizer_of_the_workdir(run, tmp_path):
   captions = ["red cat", "red cats", "big dog", "bigger dogs", "a cat and a dog"]
-  vocab = 285
+  vocab = 272
   tokenizer.train_tokenizer(captions, str(tmp_path / "tokenizer.model"), vocab)
   config = run.config | {"data": {"tokenizer": "/where/it/was/tokenizer.model"}}
   config |= {"model": {"modalities": {"text": {"vocab": vocab}}}}

@@ -37,6 +37,14 @@ def test_the_base_config_builds():
   assert set(base.moe()) == {f.name for f in dataclasses.fields(MoeConfig)}
 
 
+def test_a_floor_is_of_a_modality():
+  with pytest.raises(ValueError, match=r"moe\.warn\.served = 0\.5.*text"):
+    MoeConfig.from_config({"warn": {"served": 0.5}})
+  assert MoeConfig.from_config({"warn": {"served": {"a": 1}}}).warn == (
+    ("served/a", 1.0),
+  )
+
+
 def test_zero_disables_a_loss():
   losses = dict(z=0.0, local_entropy=dict(text=0.0), importance=2.0)
   c = MoeConfig.from_config(_config(losses=losses, min_experts={}, noise=1.0).unlock())
@@ -60,7 +68,6 @@ def test_zero_disables_a_loss():
     (dict(noise=-1.0), ["config.model.moe.noise = -1.0"]),
     (dict(weight=-0.1), ["config.model.moe.weight = -0.1"]),
     (dict(warn=dict(serve={})), ["config.model.moe.warn.serve", "did you mean served"]),
-    (dict(warn=dict(served=0.5)), ["config.model.moe.warn.served = 0.5", "{'text'"]),
     (dict(dispatch="gathr"), ["config.model.moe.dispatch", "did you mean gather?"]),
     (dict(router="top_k"), ["config.model.moe.router = 'top_k'", "token_choice"]),
     (dict(router="expert_choise"), ["config.model.moe.router", "mean expert_choice"]),
