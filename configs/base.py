@@ -84,6 +84,14 @@ def moe() -> ConfigDict:
   )
   # global_entropy's threshold, as the least number of experts a modality should use
   c.min_experts = ConfigDict(dict(text=3.0, image=5.0))
+  # Modality -> floors below which training warns that a router collapses, of the share
+  # of its tokens that experts serve and of its effective experts. Absent: no warning.
+  c.warn = ConfigDict(
+    dict(
+      served=dict(text=0.5, image=0.5),
+      effective_experts=dict(text=1.5, image=2.5),
+    )
+  )
   return c
 
 

@@ -164,6 +164,7 @@ def run_local(c: ConfigDict) -> None:
   )
   c.model.moe.update(dict(experts=4, group=16))
   c.model.moe.min_experts = ConfigDict(dict(text=1.5, image=2.0))
+  c.model.moe.warn.effective_experts.update(dict(text=1.2, image=1.2))
   c.batch_size, c.total_steps, c.log_every = 32, 8, 2
   c.optimizer.warmup = 2
   c.checkpoint.every = 4

@@ -61,6 +61,9 @@ def set_limoe(c: ConfigDict, experts: int, layers: tuple[int, ...] = ()) -> None
   c.model.moe.min_experts = ConfigDict(
     dict(text=max(1.5, 9 * share), image=max(2.0, 20 * share))
   )
+  # Half of what the entropy losses ask for.
+  floors = {m: max(1.2, least / 2) for m, least in c.model.moe.min_experts.items()}
+  c.model.moe.warn.effective_experts.update(floors)
 
 
 def set_scaling_vit(c: ConfigDict, total_steps: int, batch_size: int) -> None:
@@ -105,6 +108,7 @@ def finish(
     if c.model.moe.layers:
       c.model.moe.layers = (1, 3)
     c.model.moe.min_experts = ConfigDict(dict(text=1.5, image=2.0))
+    c.model.moe.warn.effective_experts.update(dict(text=1.2, image=1.2))
     c.total_steps, c.batch_size, c.log_every = 4, 16, 1
     c.optimizer.update(dict(warmup=1, cooldown=0))
     c.mesh.update(dict(data=-1, fsdp=1, expert=1))

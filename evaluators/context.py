@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import pipeline
-from model.types import Batch, Encoded, Params
+from model.types import ROUTES, Batch, Encoded, Params
 from sharding import placement
 
+Watch = Callable[[Batch, Mapping[str, jax.Array]], None]
 Encode = Callable[[Params, Batch], tuple[dict[str, Encoded], dict[str, Any]]]
 
 
@@ -28,7 +29,8 @@ class Context:
 
   Attributes:
     mesh: the devices that encode.
-    encode: pure (params, batch) -> (modality -> Encoded, aux), in evaluation mode.
+    encode: pure (params, batch) -> (modality -> Encoded, aux), in evaluation mode;
+      what starts with "routes/" in aux is of each token.
     config: the whole recipe.
     workdir: where artifacts go, under artifacts/; "" keeps none.
   """
@@ -60,7 +62,8 @@ class Embedded:
     id: i32[n]; equal ids mean the same concept, hence a positive pair.
     labels: label name -> i32[n], -1 where unlabelled.
     index: i64[n], positions in `input_pipeline.pipeline.source(config, split=...)`.
-    aux: the towers' aux, each averaged over batches, weighted by their valid rows.
+    aux: the towers' aux, each averaged over batches, weighted by their valid rows;
+      without ROUTES.
   """
 
   z: dict[str, np.ndarray]
@@ -95,6 +98,7 @@ def embed(
   modalities: Sequence[str] = (),
   batch_size: int = 0,
   options: Mapping[str, Any] | None = None,
+  watch: Watch | None = None,
 ) -> Embedded:
   """Encodes a split once: padded batches in, unpadded unit embeddings out.
 
@@ -105,6 +109,7 @@ def embed(
     modalities: to encode; () is all that the model has.
     batch_size: global; 0 is config.batch_size.
     options: changes to the source's options, such as a drawing style or a language.
+    watch: called with each global batch, padding included, and its aux.
 
   Raises:
     ValueError: an unknown modality, or a split without examples.
@@ -126,7 +131,7 @@ def embed(
   )
   hidden = {k for m in set(known) - set(wanted) for k in (m, f"{m}_mask")}
   kept = ({k: v for k, v in b.items() if k not in hidden} for b in batches)
-  z, side, aux = _encode_all(context, params, kept)
+  z, side, aux = _encode_all(context, params, kept, watch)
   if not z or not len(side["valid"]):
     raise ValueError(
       f"split {split!r} of {context.config.data.source!r} has no examples"
@@ -185,7 +190,10 @@ def to_numpy(x: jax.Array) -> np.ndarray:
 
 
 def _encode_all(
-  context: Context, params: Params, batches: Iterable[Mapping[str, np.ndarray]]
+  context: Context,
+  params: Params,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  watch: Watch | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
   """Returns (embeddings, ids and labels, averaged aux), padding rows included."""
   modalities = tuple(context.config.model.modalities)
@@ -203,7 +211,10 @@ def _encode_all(
     for key in sorted(batch.keys() - arrays):
       side.setdefault(key, []).append(to_numpy(batch[key]))
     share = float(np.sum(side["valid"][-1]))
-    for key, value in batch_aux.items():
+    if watch is not None:
+      watch(batch, batch_aux)
+    for key in sorted(k for k in batch_aux if not k.startswith(ROUTES)):
+      value = batch_aux[key]
       aux[key] = aux.get(key, 0.0) + share * to_numpy(value).astype(np.float64)
     weight += share
   averaged = {k: np.asarray(v / max(weight, 1.0), np.float32) for k, v in aux.items()}

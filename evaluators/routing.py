@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 import dataclasses
+import json
 from typing import Any
 
+import jax
 import numpy as np
 
 from evaluators import context as context_lib
 from evaluators.context import Context
-from model.types import Params
+from evaluators.favourites import Favourites
+from model.types import ROUTES, Batch, Params
 
 HEAD = "metrics/moe/"
 
@@ -54,6 +57,8 @@ class Evaluator:
     split: of config.data.source.
     batch_size: global; 0 is config.batch_size.
     source: changes to the source's options.
+    favourites: patches and words to keep of each expert; 0: none.
+    min_count: how often an expert must have served a word to be said to like it.
   """
 
   context: Context
@@ -62,19 +67,30 @@ class Evaluator:
   split: str = "test"
   batch_size: int = 0
   source: Mapping[str, Any] | None = None
+  favourites: int = 12
+  min_count: int = 5
 
   def run(self, params: Params) -> dict[str, float]:
-    """Returns layer<ii>/<what>/<m>; saves the load matrices for the report.
+    """Returns layer<ii>/<what>/<m>; saves loads and favourites for the report.
 
     Raises:
       ValueError: a model without sparse layers.
     """
+    found = Favourites(self.context.config.model, self.favourites, self.min_count)
+    start = 0
+
+    def watch(batch: Batch, aux: Mapping[str, jax.Array]) -> None:
+      nonlocal start
+      take(found, batch, aux, start)
+      start += len(batch["valid"])
+
     embedded = context_lib.embed(
       self.context,
       params,
       split=self.split,
       batch_size=self.batch_size,
       options=self.source,
+      watch=watch if self.favourites else None,
     )
     scalars, arrays = collect(embedded.aux)
     if not scalars:
@@ -84,6 +100,40 @@ class Evaluator:
         "config.model.moe.every"
       )
     context_lib.save(
-      self.context, self.name, kind="routing", split=self.split, **arrays
+      self.context,
+      self.name,
+      kind="routing",
+      split=self.split,
+      source=json.dumps(dict(self.source or {}), default=list),
+      **arrays,
+      **found.arrays(),
     )
     return scalars
+
+
+def take(
+  found: Favourites, batch: Batch, aux: Mapping[str, jax.Array], start: int
+) -> None:
+  """Adds a global batch to `found`; its fetches are collectives, in the same order.
+
+  Args:
+    found: is added to.
+    batch: as encoded.
+    aux: of the towers.
+    start: examples before this batch, where it does not say their "index".
+  """
+  routes: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+  for key in sorted(k for k in aux if k.startswith(ROUTES)):
+    layer, modality, what = key.removeprefix(ROUTES).split("/")
+    value = context_lib.to_numpy(aux[key])
+    routes.setdefault((layer, modality), {})[what] = value
+  if not routes:
+    return
+  rows = {"valid": context_lib.to_numpy(batch["valid"]).astype(bool)}
+  for name in sorted({m for _, m in routes if found.reads(m)}):
+    wanted = [key for key in (name, f"{name}_mask") if key in batch]
+    rows |= {key: context_lib.to_numpy(batch[key]) for key in wanted}
+  index = start + np.arange(len(rows["valid"]))
+  if "index" in batch:
+    index = context_lib.to_numpy(batch["index"]).astype(np.int64)
+  found.add(routes, rows, index)

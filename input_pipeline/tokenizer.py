@@ -120,6 +120,13 @@ class Tokenizer:
     """Returns the normalised text of ids, padding and ends left out."""
     return self._model.DecodeIds([int(i) for i in ids if i > END])
 
+  def piece(self, index: int) -> str:
+    """Returns the text of one id: "cat", or "-ing" for one inside of a word."""
+    piece = self._model.IdToPiece(int(index))
+    if index <= END or self._model.IsByte(int(index)):
+      return piece
+    return piece[1:] or "space" if piece.startswith("\u2581") else f"-{piece}"
+
   def pad(
     self, rows: Sequence[Sequence[int]], length: int, eos: bool = True
   ) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,8 @@ Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per e
 # "<modality>_mask" bool; "valid" bool[b]; "id" i32[b]
 Batch = Mapping[str, Array]
 
+ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders.routes
+
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")  # the mesh axes that split the global batch
 

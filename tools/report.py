@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
 
 from tools import report_data as data
+from tools import report_experts as experts
 from tools import report_html as page
 from tools import report_pictures as pictures
 from tools import report_plots as plots
@@ -269,9 +270,32 @@ def routing_parts(run: Run, album: Album) -> list[str]:
       "experts", routing.experts_over_time(run),
       "Effective experts and dropped tokens over the training steps",
       "Effective experts: exp of the entropy of the mean routing probability. Dashed: "
-      "the number below which the global entropy loss pushes for more.",
+      "the number below which the global entropy loss pushes for more. Dotted: the "
+      "floor below which training warned.",
     ),
+    album.add(
+      "router", routing.router_over_time(run),
+      "Token entropy, dead experts and router logits over the training steps",
+      "Dead: experts with less than 1 % of the mean load of their layer.",
+    ),
+    *favourite_parts(run, album),
   ]  # fmt: skip
+
+
+def favourite_parts(run: Run, album: Album) -> list[str]:
+  """Returns what each expert likes: patches of images, and tables of words."""
+  parts = []
+  for layer, m, fig in experts.patches(run):
+    title = f"{routing.spoken(layer)}: {m} patches that reach each expert"
+    alt = f"For each expert the {m} patches with the largest gates"
+    about = "Those with the largest gates, one of an example at most; framed."
+    parts.append(f"<h3>{page.escape(title)}</h3>")
+    parts.append(album.add(f"likes_{layer}_{m}", fig, alt, about))
+  for layer, m, head, rows in experts.words(run):
+    title = f"{routing.spoken(layer)}: {m} that reaches each expert"
+    about = "By how much more often a word is among the expert's than among all."
+    parts.append(f"<h3>{page.escape(title)}</h3>{page.table(head, rows, about)}")
+  return parts
 
 
 def build(

@@ -1,14 +1,25 @@
 """The report's figures about the sparse layers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
 from tools.report_data import Run
-from tools.report_plots import DASHES, INK, MUTED, PALETTE, curve, figure, styled
+from tools.report_plots import (
+  DASHES,
+  INK,
+  MUTED,
+  PALETTE,
+  absent,
+  curve,
+  figure,
+  styled,
+)
 
 COLOURS = "cividis"
+HEAD = "metrics/moe/"
 
 
 def loads(run: Run) -> dict[tuple[str, str], np.ndarray]:
@@ -120,11 +131,57 @@ def experts_over_time(run: Run) -> Figure | None:
         xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=9,
         ha="right", va="top",
       )  # fmt: skip
+    _floor(above, run, f"effective_experts.{m}")
+    _floor(below, run, f"served.{m}", lambda v: 100 * (1 - v))
     above.set(title=f"Effective experts, {m}", ylim=(0, (experts or 0) * 1.08 or None))
     below.set(title=f"Dropped tokens, {m} (%)", xlabel="step")
     below.set_ylim(0, max(below.get_ylim()[1], 1.0))
     if j == len(modalities) - 1:
       above.legend(loc="lower right", ncols=2)
+  return fig
+
+
+def _floor(
+  axes: Axes, run: Run, key: str, of: Callable[[float], float] = float
+) -> None:
+  """Draws a floor of the config, where it is within the picture."""
+  floor = run.get(f"model.moe.warn.{key}")
+  if floor is not None and of(floor) <= axes.get_ylim()[1]:
+    axes.axhline(of(floor), color=MUTED, linestyle=":", linewidth=1.2)
+
+
+@styled
+def router_over_time(run: Run) -> Figure | None:
+  """Token entropy by modality; dead experts and the largest logit of each layer."""
+  entropy = run.routing("token_entropy")
+  pooled = {
+    what: [k for k in run.keys if k.startswith(HEAD) and f"/{what}" in k]
+    for what in ("dead_experts", "router_logit_scale")
+  }
+  if not entropy and not any(pooled.values()):
+    return None
+  fig, grid = figure(1, 3, (10.5, 3.2))
+  left, middle, right = grid[0]
+  layers = sorted({layer for layer, _ in entropy})
+  modalities = sorted({m for _, m in entropy})
+  for (layer, m), key in sorted(entropy.items()):
+    i, dash = modalities.index(m), DASHES[layers.index(layer) % len(DASHES)]
+    curve(left, run, key, f"{spoken(layer)}, {m}", i, dash)
+  titles = "Dead experts", "Largest router logit"
+  for axes, title, keys in zip((middle, right), titles, pooled.values()):
+    for i, key in enumerate(keys):
+      layer, _, what = key.removeprefix(HEAD).partition("/")
+      of = what.partition("/")[2]  # the modality of a trunk of its own
+      label = spoken(layer) + (f", {of}" if of else "")
+      curve(axes, run, key, label, i, noisy=title != titles[0])
+    axes.set_title(title)
+  left.set_title("Token entropy (nats)")
+  for axes in grid[0]:
+    if axes.get_lines():
+      axes.set(xlabel="step", ylim=(0, None))
+      axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    else:
+      absent(axes)
   return fig
 
 

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import math
 import pathlib
-import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -22,6 +21,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams as hparams_summary
 
+from training import collapse
+
 # Part of this module's interface: one import gives the loop all it measures with.
 from training.clock import StepClock as StepClock
 from training.clock import memory as memory
@@ -30,7 +31,6 @@ from training.clock import model_flops as model_flops
 from training.clock import step_flops as step_flops
 
 LARGEST = 4096  # elements of an array that metrics.jsonl takes
-_EFFECTIVE = re.compile(r"(.*/)effective_experts/(\w+)")
 
 
 def _clu_interface() -> ModuleType:
@@ -184,28 +184,14 @@ class Writer(MetricWriter):
   def warn_of_collapse(
     self, step: int, values: Mapping[str, Any], config: Any
   ) -> list[str]:
-    """Warns, once per layer and modality, of a router that starves a modality.
+    """Warns, once per layer, modality and metric, of what falls below its floor.
 
-    The sign is fewer effective experts (exp of the entropy of the mean gate) than half
-    of `config.model.moe.min_experts`, or than 1.5 where that says nothing.
+    The floors are those of `config.model.moe.warn`; see `training.collapse`.
     """
-    least = config.model.moe.min_experts
-    warnings = []
-    for name, value in values.items():
-      match = _EFFECTIVE.fullmatch(name)
-      if match is None or name in self._warned:
-        continue
-      layer, modality = match.groups()
-      if float(values.get(f"{layer}served/{modality}", 1.0)) == 0:
-        continue  # no token of this modality came by
-      wanted = max(float(least.get(modality, 0)) / 2, 1.5)
-      if float(value) < min(wanted, config.model.moe.experts / 2):
-        self._warned.add(name)
-        warnings.append(
-          f"step {step}: {name} = {float(value):.2f} < {wanted:g}: the router sends "
-          f"{modality} to too few experts. Raise config.model.moe.weight, or "
-          f"config.model.moe.losses.global_entropy.{modality}."
-        )
+    found = collapse.below(values, config.model.moe)
+    new = {name: text for name, text in found.items() if name not in self._warned}
+    self._warned |= new.keys()
+    warnings = [f"step {step}: {text}" for text in new.values()]
     if self._enabled:
       for warning in warnings:
         logging.warning("%s", warning)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model.encoders import routes
 from model.types import Array, Batch, Encoded, Metrics
 from training.optimizer import frozen_mask
 from training.state import TrainState
@@ -147,10 +148,16 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
 
 
 def eval_encode(towers):
-  """Returns encode(params, batch) -> ({modality: Encoded}, aux), without noise."""
+  """Returns encode(params, batch) -> ({modality: Encoded}, aux), without noise.
+
+  Its aux also says where each token went; see `model.encoders.routes`.
+  """
 
   def encode(params, batch: Batch) -> tuple[dict[str, Encoded], Metrics]:
-    return towers.apply({"params": params["towers"]}, batch, train=False)
+    (encoded, aux), sown = towers.apply(
+      {"params": params["towers"]}, batch, train=False, mutable=["intermediates"]
+    )
+    return encoded, aux | routes.routes(towers, encoded, sown.get("intermediates", {}))
 
   return encode
 

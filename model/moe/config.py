@@ -14,6 +14,7 @@ PER_MODALITY = ("local_entropy", "global_entropy")
 DISPATCHES = ("gather", "einsum", "dropless")
 KERNELS = ("auto", "megablox", "ragged_dot")
 STATISTICS = ("global", "group")
+FLOORS = ("served", "effective_experts")  # metrics that training warns about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class MoeConfig:
     losses: (name, weight) of each enabled loss; the per-modality ones are named
       "local_entropy_text".
     min_experts: (modality, S): the threshold log S of its global entropy.
+    warn: ("<metric>/<modality>", floor) of FLOORS, below which training warns.
     identical_init: all experts of a layer start from the same weights, as V-MoE's do.
       Whether LIMoE's do is unverified.
   """
@@ -64,6 +66,7 @@ class MoeConfig:
   weight: float = 0.04
   losses: tuple[tuple[str, float], ...] = ()
   min_experts: tuple[tuple[str, float], ...] = ()
+  warn: tuple[tuple[str, float], ...] = ()
   identical_init: bool = False
 
   def __post_init__(self):
@@ -152,6 +155,7 @@ class MoeConfig:
     options["losses"] = _flatten_losses(options.get("losses") or {}, modalities)
     least = options.get("min_experts") or {}
     options["min_experts"] = tuple((m, float(least[m])) for m in sorted(least))
+    options["warn"] = floors(config)
     return catalogue.build(cls, options, WHERE)
 
   def blocks(self, depth: int) -> tuple[int, ...]:
@@ -259,6 +263,27 @@ def split(name: str) -> tuple[str, str]:
       return kind, name[len(kind) + 1 :]
   known = [*POOLED, *(f"{kind}_<modality>" for kind in PER_MODALITY)]
   raise ValueError(f"{WHERE}.losses: no {name!r}: {catalogue.near_misses(name, known)}")
+
+
+def floors(config: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+  """Returns ("<metric>/<modality>", floor) of `config.model.moe`.warn.
+
+  Raises:
+    ValueError: another metric than those of FLOORS, or no floor per modality.
+  """
+  flat = []
+  warn = config.get("warn") or {}
+  for metric in warn:
+    if metric not in FLOORS:
+      known = catalogue.near_misses(metric, list(FLOORS))
+      raise ValueError(f"unknown key {WHERE}.warn.{metric}: {known}")
+    if not hasattr(warn[metric], "items"):
+      raise ValueError(
+        f"{WHERE}.warn.{metric} = {warn[metric]!r}, expected modality -> floor, such "
+        "as {'text': 0.5}."
+      )
+    flat += [(f"{metric}/{m}", float(v)) for m, v in sorted(warn[metric].items())]
+  return tuple(flat)
 
 
 def _flatten_losses(

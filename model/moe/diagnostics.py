@@ -10,6 +10,8 @@ from model.moe.config import MoeConfig, split
 from model.moe.router import Routing
 from model.types import Array, Metrics
 
+DEAD = 0.01  # of the mean load: an expert below it learns next to nothing
+
 
 def losses(
   config: MoeConfig,
@@ -67,9 +69,10 @@ def metrics(routing: Routing, mask: Array, masks: Mapping[str, Array]) -> Metric
   `effective_experts/<m>` is exp(H(mean gate)), `token_entropy/<m>` the mean entropy of
   a token's gates in nats, `served/<m>` the share of its claims that was met (choices
   that got a slot; of expert choice, tokens that any expert took; else 1), `load/<m>`
-  f32[e] the choices that each expert served, per token of the modality, and
-  `router_logit_scale` the largest magnitude of a logit. A modality without real tokens
-  has 0 everywhere but 1 effective expert.
+  f32[e] the choices that each expert served, per token of the modality. Of all
+  modalities together, `router_logit_scale` is the largest magnitude of a logit and
+  `dead_experts` the number of experts with less than DEAD of the mean load. A modality
+  without real tokens has 0 everywhere but 1 effective expert.
 
   Args:
     routing: what the router decided for g groups of s tokens.
@@ -79,7 +82,9 @@ def metrics(routing: Routing, mask: Array, masks: Mapping[str, Array]) -> Metric
   routing = jax.lax.stop_gradient(routing)
   token_entropy = aux.entropy(routing.gates)
   scale = jnp.max(jnp.abs(routing.logits), where=mask[..., None], initial=0.0)
-  out = {"router_logit_scale": scale}
+  load = jnp.sum(routing.load, axis=(0, 1))
+  dead = jnp.sum(load < DEAD * jnp.mean(load), dtype=jnp.float32)
+  out = {"router_logit_scale": scale, "dead_experts": dead}
   for name, here in masks.items():
     count = jnp.maximum(jnp.sum(here, dtype=jnp.float32), 1.0)
 

@@ -40,8 +40,8 @@ class MoeMlp(nn.Module):
 
   Groups are `config.group` consecutive examples; within one, the order of the array is
   example by example. The chosen experts, if the router chooses, are sown into
-  "intermediates" as `expert_index` int32[b, n, k] (-1 for none, such as padding's) and
-  `expert_served` bool[b, n, k].
+  "intermediates" as `expert_index` int32[b, n, k] (-1 for none, such as padding's),
+  `expert_served` bool[b, n, k] and `expert_gate` f32[b, n, k], without noise.
   """
 
   config: MoeConfig
@@ -119,8 +119,11 @@ class MoeMlp(nn.Module):
     expert, load = routing.expert, routing.load
     if expert is None:
       return
-    served = jnp.take_along_axis(load, jnp.maximum(expert, 0), axis=-1) > 0
+    chosen = jnp.maximum(expert, 0)
+    served = jnp.take_along_axis(load, chosen, axis=-1) > 0
+    gate = jnp.take_along_axis(routing.gates, chosen, axis=-1)
     self.sow("intermediates", "expert_index", expert.reshape(shape))
+    self.sow("intermediates", "expert_gate", gate.reshape(shape))
     self.sow("intermediates", "expert_served", (served & (expert >= 0)).reshape(shape))
 
   def _check(self, x: Array, mask: Array, modality: Modalities) -> None:

@@ -1,5 +1,9 @@
 """Each evaluator as the loop uses it: context and options in, floats and files out."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -117,3 +121,35 @@ def test_routing_of_a_dense_model_is_an_error():
   scalars, arrays = routing.collect({"losses/x": np.float32(1)})
   assert scalars == {}
   assert "load" not in arrays
+
+
+def test_routing_keeps_what_each_expert_likes(context, split, params, tmp_path):
+  def encode(params, batch):
+    encoded, aux = context.encode(params, batch)
+    x, real = batch["image"], batch["valid"][:, None, None]
+    expert = (x[:, 2:4, None] > 0).astype(jnp.int32)  # of two patches
+    aux |= {
+      "routes/layer01/image/index": jnp.where(real, expert, -1),
+      "routes/layer01/image/served": jnp.broadcast_to(real, expert.shape),
+      "routes/layer01/image/gate": jax.nn.sigmoid(x[:, :2, None]),
+    }
+    return encoded, aux
+
+  config = context.config.copy_and_resolve_references()
+  image = dict(stem="patches", size=(2, 1, 3), patch=(1, 1))
+  config.model = dict(moe=dict(experts=2), modalities=dict(image=image, text={}))
+  new = dataclasses.replace(context, encode=encode, config=config)
+  plain = routing.Evaluator(context).run(params)
+  assert routing.Evaluator(new, favourites=40).run(params) == plain  # not averaged
+  saved = load(tmp_path, "routing")
+  gate, expert = split.vector[:, :2], split.vector[:, 2:4] > 0
+  for e in range(2):
+    best = np.where(expert == e, gate, -np.inf)
+    order = np.argsort(-best.max(1), kind="stable")
+    rows = [i for i in order if np.isfinite(best[i]).any()]
+    index = saved["patches/layer01/image/index"][e]
+    assert index[index >= 0].tolist() == rows and 10 < len(rows) < 37
+    position = saved["patches/layer01/image/position"][e]
+    assert position[index >= 0].tolist() == best[rows].argmax(1).tolist()
+  routing.Evaluator(new, favourites=0).run(params)
+  assert not [k for k in load(tmp_path, "routing") if k.startswith("patches")]

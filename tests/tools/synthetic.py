@@ -13,6 +13,7 @@ N = 24
 EXPERTS = 4
 LAYERS = ("layer01", "layer03")
 LIMITS = {"text": 3.0, "image": 2.0}
+WARN = {"served": {"text": 0.95}, "effective_experts": {"text": 1.5, "image": 1.0}}
 
 
 def config():
@@ -20,8 +21,15 @@ def config():
     "name": "limoe_synthetic",
     "batch_size": 8,
     "total_steps": 200,
-    "data": {"source": "made_up", "split": "train"},
-    "model": {"moe": {"experts": EXPERTS, "k": 1, "min_experts": LIMITS}},
+    "data": {
+      "source": "made_up",
+      "split": "train",
+      "eval_transforms": [["decode_image", {}], ["resize", {}]],
+    },
+    "model": {
+      "moe": {"experts": EXPERTS, "k": 1, "min_experts": LIMITS, "warn": WARN},
+      "modalities": {"image": {"size": [16, 16, 3], "patch": [8, 4]}},
+    },
     "evaluators": [
       ["retrieval", 100, {"without": [["flag", 1]]}],
       ["retrieval", 0, {"name": "retrieval_train", "split": "train"}],
@@ -49,11 +57,14 @@ def training_row(step, rng):
     "data_wait": 0.05 + abs(noise()),
   }
   for i, layer in enumerate(LAYERS):
+    row[f"metrics/moe/{layer}/dead_experts"] = float(step < 40 * i)
+    row[f"metrics/moe/{layer}/router_logit_scale"] = 2.0 + i + 0.01 * step + noise()
     for j, m in enumerate(LIMITS):
       head = f"metrics/moe/{layer}"
       load = rng.dirichlet(np.roll([8.0, 4.0, 1.0, 0.5], i + 2 * j) * (2 - decay))
       row[f"{head}/load/{m}"] = load.tolist()
       row[f"{head}/effective_experts/{m}"] = 4 - 1.5 * decay + noise() - 0.3 * j
+      row[f"{head}/token_entropy/{m}"] = 1.0 + 0.3 * decay - 0.2 * j
       row[f"{head}/served/{m}"] = 1.0 - 0.1 * decay - 0.01 * abs(noise())
   return row
 
@@ -115,8 +126,25 @@ def write(workdir, seed=0):
     layers=np.asarray(LAYERS),
     modalities=np.asarray(["image", "text"]),
     load=load,
+    **favourites(),
   )
   return workdir
+
+
+def favourites(keep=3):
+  """Returns what the routing evaluator says of each expert; the last likes little."""
+  index = np.arange(EXPERTS * keep).reshape(EXPERTS, keep)
+  index[-1, 1:] = -1
+  position = np.where(index < 0, -1, index % 8)
+  out = {}
+  for i, layer in enumerate(LAYERS):
+    gate = np.where(index < 0, 0.0, 0.9)
+    patches = {"index": index, "position": position, "gate": gate}
+    out |= {f"patches/{layer}/image/{k}": v for k, v in patches.items()}
+    words = {"id": np.where(index < 0, -1, 300 + index + 100 * i)}
+    words |= {"count": 5 + index, "lift": 1.5 + index}
+    out |= {f"words/{layer}/text/{k}": v for k, v in words.items()}
+  return out
 
 
 class Source:

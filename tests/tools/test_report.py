@@ -64,10 +64,11 @@ def no_figures(monkeypatch):
   """Draws nothing: for tests about the words."""
   for module in (report.plots, report.routing):
     for name in ("losses", "retrieval", "throughput", "per_class", "final",
-                 "over_time", "experts_over_time"):  # fmt: skip
+                 "over_time", "experts_over_time", "router_over_time"):  # fmt: skip
       if hasattr(module, name):
         monkeypatch.setattr(module, name, lambda *a, **k: None)
   monkeypatch.setattr(report.pictures, "grids", lambda *a: {})
+  monkeypatch.setattr(report.experts, "patches", lambda run: ())
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def built(workdir):
 def test_the_page_is_self_contained_and_accessible(built):
   path, _, page = built
   assert page.external == []
-  assert len(page.images) == 9
+  assert len(page.images) == 12
   for image in page.images:
     assert image["alt"]
     head, data = image["src"].split(",", 1)
@@ -100,6 +101,7 @@ def test_the_page_is_self_contained_and_accessible(built):
   names = {p.stem for p in path.parent.glob("*.png")}
   assert names == {
     "losses", "retrieval", "zero_shot_group", "routing", "routing_over_time", "experts",
+    "router", "likes_layer01_image", "likes_layer03_image",
     "throughput", "neighbours_retrieval_i2t", "neighbours_retrieval_t2i",
   }  # fmt: skip
 
@@ -112,6 +114,7 @@ def test_the_page_says_what_was_measured(built):
     "Floor: ridge on 24x24 pixels",
     "A longer run", "0.321 ± 0.012", "0.350 ± 0.071", "retrieval train (train split)",
     "linear probe of the pixels", "Alignment, image and text", "Uniformity, image",
+    "Layer 3: text that reaches each expert", "#400 1.5x", "expert 3 #309 10.5x - -",
   ):  # fmt: skip
     assert words in page.text, words
   assert "Not measured" not in page.text

@@ -25,10 +25,24 @@ def test_the_base_config_builds():
   }
   assert dict(c.min_experts) == {"text": 3.0, "image": 5.0}
   assert hash(c) == hash(dataclasses.replace(c))
-  given = set(base.moe()) - {"every", "losses", "min_experts"}
+  assert dict(c.warn) == {
+    "served/image": 0.5,
+    "served/text": 0.5,
+    "effective_experts/image": 2.5,
+    "effective_experts/text": 1.5,
+  }
+  given = set(base.moe()) - {"every", "losses", "min_experts", "warn"}
   for key in given:
     assert getattr(c, key) == getattr(base.moe(), key), key
   assert set(base.moe()) == {f.name for f in dataclasses.fields(MoeConfig)}
+
+
+def test_a_floor_is_of_a_modality():
+  with pytest.raises(ValueError, match=r"moe\.warn\.served = 0\.5.*text"):
+    MoeConfig.from_config({"warn": {"served": 0.5}})
+  assert MoeConfig.from_config({"warn": {"served": {"a": 1}}}).warn == (
+    ("served/a", 1.0),
+  )
 
 
 def test_zero_disables_a_loss():
@@ -53,6 +67,7 @@ def test_zero_disables_a_loss():
     (dict(noise=0.0), ["losses.load", "config.model.moe.noise", "sigma"]),
     (dict(noise=-1.0), ["config.model.moe.noise = -1.0"]),
     (dict(weight=-0.1), ["config.model.moe.weight = -0.1"]),
+    (dict(warn=dict(serve={})), ["config.model.moe.warn.serve", "did you mean served"]),
     (dict(dispatch="gathr"), ["config.model.moe.dispatch", "did you mean gather?"]),
     (dict(router="top_k"), ["config.model.moe.router = 'top_k'", "token_choice"]),
     (dict(router="expert_choise"), ["config.model.moe.router", "mean expert_choice"]),

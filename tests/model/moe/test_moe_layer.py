@@ -316,6 +316,11 @@ def test_chosen_experts_can_be_asked_for(params, data):
   best = np.argsort(-_gates(params, x), axis=-1)[..., :2]
   expected = np.where(mask[..., None], best, -1)
   np.testing.assert_array_equal(index, expected)
+  gate = kept["intermediates"]["expert_gate"][0]
+  wanted = np.take_along_axis(np.asarray(_gates(params, x)), best, axis=-1)
+  np.testing.assert_allclose(
+    np.asarray(gate)[np.asarray(mask)], wanted[np.asarray(mask)], rtol=1e-5
+  )
   assert served.shape == (B, N, 2) and not np.any(np.asarray(served)[~np.asarray(mask)])
 
 
