@@ -162,7 +162,7 @@ class Favourites:
 
   def arrays(self) -> dict[str, np.ndarray]:
     """Returns `patches/<layer>/<m>/<what>` and `words/<layer>/<m>/<what>`."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for (layer, name), found in self._found.items():
       if isinstance(found, Words):
         kind, arrays = "words", found.arrays(self._keep, self._least)

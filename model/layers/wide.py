@@ -30,7 +30,7 @@ class Thumbnail(nn.Module):
   """
 
   features: int
-  size: tuple[int, int]
+  size: tuple[int, ...]
   drop: float = 0.0
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
