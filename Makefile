@@ -12,11 +12,11 @@ CODE := train.py configs model sharding input_pipeline training evaluators tools
 $(VENV)/demo.stamp: requirements.txt requirements-demo.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Concord needs Python 3.11 or newer, $(PYTHON) is %d.%d: name another one, as in make PYTHON=python3.12 $(MAKECMDGOALS)" % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-demo.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -r requirements-demo.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 # Trains the LIMoE of configs/limoe_emoji.py, evaluates it and writes the report.
