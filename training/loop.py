@@ -1,6 +1,7 @@
 """The training loop: data -> step -> metrics -> evaluators -> checkpoints."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -96,16 +97,21 @@ class Run:
 
   def __init__(self, setup: setup_lib.Setup, workdir: str, say):
     self.setup, self.config, self.workdir, self.say = setup, setup.config, workdir, say
-    # Not the process: where `tensor` spans hosts, several hold the same rows.
-    index, count = placement.data_shard(setup.mesh)
-    self.loader = pipeline.train_loader(
-      self.config, process_index=index, process_count=count
-    )
-    self.checkpointer = checkpoint.Checkpointer(workdir, self.config.checkpoint)
-    self.state = self._first_state()
-    self.step = int(self.state.step)
-    self.writer = metrics_lib.Writer(workdir, resume_step=self.step)
-    self.evaluators = evaluation.build(setup, workdir)
+    with contextlib.ExitStack() as undo:  # an error must not leave threads behind
+      # Not the process: where `tensor` spans hosts, several hold the same rows.
+      index, count = placement.data_shard(setup.mesh)
+      self.loader = pipeline.train_loader(
+        self.config, process_index=index, process_count=count
+      )
+      undo.callback(self.loader.close)
+      self.checkpointer = checkpoint.Checkpointer(workdir, self.config.checkpoint)
+      undo.callback(self.checkpointer.close)
+      self.state = self._first_state()
+      self.step = int(self.state.step)
+      self.writer = metrics_lib.Writer(workdir, resume_step=self.step)
+      undo.callback(self.writer.close)
+      self.evaluators = evaluation.build(setup, workdir)
+      undo.pop_all()
     self.clock = metrics_lib.StepClock()
     self.pending: list[tuple[int, Mapping]] = []
 
