@@ -63,6 +63,17 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   return lines
 
 
+def _clear_interrupted(directory: epath.Path) -> None:
+  """Removes what a killed save left behind: it is of no use to anybody.
+
+  The manager's own cleanup_tmp_directories works in a thread that nothing public waits
+  for: a run that ends early, over a wrong setting, then dies in that thread's traceback.
+  """
+  if directory.exists():
+    for interrupted in ocp.path.step.all_temporary_paths(directory):
+      interrupted.get().rmtree()
+
+
 def _shape(leaf) -> tuple[int, ...]:
   return tuple(getattr(leaf, "shape", ()) or ())
 
@@ -86,6 +97,8 @@ class Checkpointer:
         )
       )
     self._best = config.best
+    if jax.process_index() == 0:
+      _clear_interrupted(self.directory)
     self._manager = ocp.CheckpointManager(
       self.directory,
       # Named here, a new process can read the metadata before it restores anything.
@@ -97,8 +110,6 @@ class Checkpointer:
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         step_prefix="step",
         step_format_fixed_length=8,
-        # What a killed save left behind is of no use to anybody.
-        cleanup_tmp_directories=True,
       ),
     )
 

@@ -43,6 +43,19 @@ def test_round_trip_is_exact_and_carries_the_data_state(setup, state, tmp_path):
   assert data == {"next": 7}
 
 
+def test_what_a_killed_save_left_behind_is_removed(state, tmp_path):
+  one = checkpoint.Checkpointer(str(tmp_path), options())
+  one.save(1, state, {})
+  one.close()
+  left = tmp_path / "checkpoints" / "step_00000002.orbax-checkpoint-tmp"
+  left.mkdir()
+  (left / "part").write_text("of a checkpoint")
+  two = checkpoint.Checkpointer(str(tmp_path), options())
+  assert not left.exists()  # at once, not by a thread that may outlive an error
+  assert two.latest_step() == 1
+  two.close()
+
+
 def test_restores_onto_another_mesh(state, tmp_path):
   one = checkpoint.Checkpointer(str(tmp_path), options())
   one.save(1, state, {})
