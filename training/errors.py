@@ -11,6 +11,7 @@ import sys
 from absl import flags
 
 KINDS = (ValueError, OSError, ModuleNotFoundError)
+INTERRUPTED = 130  # the exit status of SIGINT, as shells have it
 
 
 class Explained(Exception):
@@ -58,9 +59,18 @@ def parsing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shown(debug: bool = False) -> Iterator[None]:
-  """Ends the process with the message of an Explained; `debug` shows its traceback."""
+  """Ends the process with the message of an Explained; `debug` shows its traceback.
+
+  Of an interrupt as well: what it meets here is the preparation, where nothing is saved
+  because nothing was trained; the loop answers it between steps.
+  """
   try:
     yield
+  except KeyboardInterrupt:
+    if debug:
+      raise
+    print("interrupted", file=sys.stderr, flush=True)
+    sys.exit(INTERRUPTED)
   except Explained as e:
     if debug:
       raise

@@ -269,7 +269,7 @@ class Run:
       f"{self.checkpointer.path(self.step)}. Run the same command again to resume."
     )
     logging.info("stopped by signal %s", stop.signal)
-    return 130 if stop.signal == signal.SIGINT else 0
+    return errors.INTERRUPTED if stop.signal == signal.SIGINT else 0
 
 
 def _say(text: str) -> None:

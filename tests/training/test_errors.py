@@ -42,6 +42,13 @@ def test_an_explained_error_keeps_its_status_inside_settings(capsys):
   assert end.value.code == 1
 
 
+def test_an_interrupt_before_the_loop_ends_in_a_word_and_130(capsys):
+  with pytest.raises(SystemExit) as end, errors.shown():
+    raise KeyboardInterrupt
+  assert end.value.code == 130
+  assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_named_kinds_replace_the_usual_ones():
   with pytest.raises(errors.SettingsError), errors.settings(RuntimeError):
     raise RuntimeError("peers")
