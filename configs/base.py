@@ -19,9 +19,11 @@ def modality(**changes) -> ConfigDict:
   c.patch = ()  # patches: (height, width) of one patch
   c.vocab = 0  # tokens: number of ids, the padding id 0 included
   c.length = 0  # tokens: sequence length
-  # Wide path: a linear map of the raw input, added to the embedding past the trunk.
-  c.thumbnail = ()  # patches: (height, width) to which the input is averaged; (): none
-  c.drop_thumbnail = 0.0  # patches: share of its pixels that training sets to 0
+  # Wide path: a linear map of descriptors, added to the embedding past the trunk.
+  c.gradients = ()  # patches: (cells per side, bins) of gradient histograms; (): none
+  c.colors = ()  # patches: (cells per side, bins per channel) of colors; (): none
+  c.color_range = (0.0, 1.0)  # patches: least and greatest value, for `colors`
+  c.drop_descriptors = 0.0  # patches: share of their cells that training sets to 0
   c.ngrams = 0  # tokens: letter n-grams of the text, behind its ids; 0: none
   c.ngram_rows = 32_768  # tokens: rows of the table that n-grams are hashed into
   c.drop_ngrams = 0.0  # tokens: share of the n-grams that training leaves out

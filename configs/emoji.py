@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 SIZE = 48  # pixels; the drawings have 72
+MEAN, STD = 0.75, 0.35  # of pixel values in 0..1
 # Of `get_config(arg)`.
 ARGS = dict(seed=0, runlocal=False, styles=False, tune=False)
 
@@ -19,7 +20,7 @@ ARGS = dict(seed=0, runlocal=False, styles=False, tune=False)
 def set_data(c: ConfigDict, seed: int) -> None:
   """Fills `c.data`: crops, colours, captions in every language, skin tones."""
   c.seed = seed
-  normalize = ("normalize", dict(mean=(0.75, 0.75, 0.75), std=(0.35, 0.35, 0.35)))
+  normalize = ("normalize", dict(mean=(MEAN,) * 3, std=(STD,) * 3))
   # Decoded once, then kept: 4,000 small pictures fit in memory.
   decode = ("decode_image", dict(cache=16_384))
   c.data.source = "emoji"
@@ -62,8 +63,10 @@ def set_model(c: ConfigDict) -> None:
   c.model.modalities.image = base.modality(
     size=(SIZE, SIZE, 3),
     patch=(8, 8),
-    thumbnail=(24, 24),
-    drop_thumbnail=0.5,
+    gradients=(8, 8),
+    colors=(3, 4),
+    color_range=((0 - MEAN) / STD, (1 - MEAN) / STD),
+    drop_descriptors=0.5,
     drop_patches=1 / 3,
     position="sincos",
     stem_norm=True,
@@ -160,7 +163,7 @@ def run_local(c: ConfigDict) -> None:
   c.model.embed_dim = 16
   c.model.trunk.update(dict(width=16, depth=2, heads=2, mlp=32))
   c.model.modalities.image.update(
-    dict(size=(16, 16, 3), patch=(8, 8), thumbnail=(4, 4))
+    dict(size=(16, 16, 3), patch=(8, 8), gradients=(2, 4), colors=(2, 2))
   )
   c.model.moe.update(dict(experts=4, group=16))
   c.model.moe.min_experts = ConfigDict(dict(text=1.5, image=2.0))

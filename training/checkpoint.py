@@ -67,7 +67,7 @@ def _clear_interrupted(directory: epath.Path) -> None:
   """Removes what a killed save left behind: it is of no use to anybody.
 
   The manager's own cleanup_tmp_directories works in a thread that nothing public waits
-  for: a run that ends early, over a wrong setting, then dies in that thread's traceback.
+  for: a run that a wrong setting ends at once would show that thread's traceback.
   """
   if directory.exists():
     for interrupted in ocp.path.step.all_temporary_paths(directory):

@@ -34,8 +34,10 @@ class Modality:
   ngrams: int = 0
   ngram_rows: int = 32_768
   drop_ngrams: float = 0.0
-  thumbnail: tuple[int, ...] = ()
-  drop_thumbnail: float = 0.0
+  gradients: tuple[int, ...] = ()
+  colors: tuple[int, ...] = ()
+  color_range: tuple[float, float] = (0.0, 1.0)
+  drop_descriptors: float = 0.0
   drop_patches: float = 0.0
   stem_norm: bool = False
   position: str = "learned"
@@ -52,7 +54,7 @@ class Modality:
           f"{where}.{key} = {getattr(self, key)!r}: "
           f"{catalogue.near_misses(str(getattr(self, key)), list(known))}"
         )
-    for key in ("drop_patches", "drop_thumbnail", "drop_ngrams"):
+    for key in ("drop_patches", "drop_descriptors", "drop_ngrams"):
       if not 0 <= getattr(self, key) < 1:
         raise ValueError(
           f"{where}.{key} = {getattr(self, key)}, expected 0 or more and below 1"
@@ -90,16 +92,44 @@ class Modality:
         f"{where}.size = {self.size} and .patch = {self.patch}, expected (height, "
         "width, channels) and (height, width), all at least 1"
       )
-    if self.thumbnail and (len(self.thumbnail) != 2 or min(self.thumbnail) < 1):
-      raise ValueError(
-        f"{where}.thumbnail = {self.thumbnail}, expected (height, width) or ()"
-      )
+    self._check_descriptors(where)
     for side, part in zip(self.size, self.patch, strict=False):
       if side % part:
         raise ValueError(
           f"{where}.size = {self.size} is not tiled by {where}.patch = {self.patch} "
           f"({side} % {part} = {side % part})"
         )
+
+  def _check_descriptors(self, where: str) -> None:
+    for key, parts in (
+      ("gradients", "cells per side, bins"),
+      ("colors", "cells per side, bins per channel"),
+    ):
+      value = getattr(self, key)
+      if value and (len(value) != 2 or min(value) < 1):
+        raise ValueError(f"{where}.{key} = {value}, expected ({parts}) or ()")
+    if self.colors and (len(self.color_range) != 2 or self.colors[1] < 2):
+      raise ValueError(
+        f"{where}.colors = {self.colors} and .color_range = {self.color_range}, "
+        "expected at least 2 bins between (least, greatest) value"
+      )
+    if self.colors and not self.color_range[0] < self.color_range[1]:
+      raise ValueError(f"{where}.color_range = {self.color_range} is empty")
+
+  @property
+  def wide(self) -> bool:
+    """Whether there is a wide path past the trunk."""
+    return bool(self.gradients or self.colors or self.ngrams)
+
+  @property
+  def described(self) -> int:
+    """Numbers that the descriptors of one example hold."""
+    n = 0
+    if self.gradients:
+      n += self.gradients[0] ** 2 * self.gradients[1]
+    if self.colors:
+      n += self.colors[0] ** 2 * self.colors[1] ** self.size[2]
+    return n
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -107,8 +107,7 @@ def _forward(m: Modality, moe: MoeConfig | None, d: int, capacity: bool) -> floa
     flops += len(moe.blocks(m.trunk.depth)) * extra
   if m.stem == "patches":
     flops += 2 * (n - (m.pool == "cls")) * m.patch[0] * m.patch[1] * m.size[2] * w
-  if m.thumbnail:
-    flops += 2 * m.thumbnail[0] * m.thumbnail[1] * m.size[2] * d
+  flops += 2 * m.described * d
   if m.pool == "map":  # one query: its own and the result's matmul, all keys and values
     flops += 4 * w**2 + 4 * n * w**2 + 4 * n * w + 4 * w * hidden
   return flops + 2 * w * d * m.project

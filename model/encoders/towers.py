@@ -1,7 +1,7 @@
 """Towers: every modality of a batch becomes a vector of the shared space.
 
 raw array -> stem -> trunk (shared: LIMoE, arXiv 2206.02770; or own: CLIP, 2103.00020)
--> pool -> projection, plus a linear map of the raw array where there is a wide path.
+-> pool -> projection, plus a linear map of plain descriptors where a path is wide.
 """
 
 from collections.abc import Callable, Mapping
@@ -133,7 +133,7 @@ class Towers(nn.Module):
       pooled = pools[m.name](tokens, mask)
       if m.project:
         pooled = self._project(m.name, pooled)
-      if m.thumbnail or m.ngrams:
+      if m.wide:
         pooled = pooled + self._wide(m, batch, train)
       encoded[m.name] = Encoded(pooled, tokens, _whole(mask, tokens))
     return encoded, aux
@@ -180,10 +180,17 @@ class Towers(nn.Module):
       _, grams = _ids_and_ngrams(batch[m.name], m)
       ngrams = wide.Ngrams(self.embed_dim, m.ngram_rows, m.drop_ngrams, name=name)
       return ngrams(grams, train)
-    thumbnail = wide.Thumbnail(
-      self.embed_dim, m.thumbnail, m.drop_thumbnail, m.name, self.dtype, name=name
+    described = wide.Descriptors(
+      self.embed_dim,
+      gradients=m.gradients,
+      colors=m.colors,
+      color_range=m.color_range,
+      drop=m.drop_descriptors,
+      name_of=m.name,
+      dtype=self.dtype,
+      name=name,
     )
-    return thumbnail(batch[m.name], batch.get(f"{m.name}_mask"), train)
+    return described(batch[m.name], batch.get(f"{m.name}_mask"), train)
 
   def _project(self, name: str, pooled: Array) -> Array:
     project = nn.Dense(

@@ -1,4 +1,4 @@
-"""Wide paths: a linear map of the raw input, added to the embedding past the trunk.
+"""Wide paths: a linear map of plain descriptors, added to the embedding past the trunk.
 
 As in wide and deep models (arXiv 1606.07792, section 3): the trunk learns what is
 composed, the wide path what is plain, such as "this colour at this place" or "a word
@@ -6,31 +6,34 @@ with these letters". With few examples the plain part is most of what generalise
 Axis letters: b batch, d embedding.
 """
 
-import math
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from model.layers import descriptors
 from model.types import Array
 
 
-class Thumbnail(nn.Module):
-  """A linear layer on the input averaged to few pixels.
+class Descriptors(nn.Module):
+  """A linear layer on descriptors of the input: see model.layers.descriptors.
 
   Attributes:
     features: d.
-    size: (height, width) of the thumbnail.
-    drop: share of its pixels that training sets to 0.
+    gradients: (cells per side, bins) of the gradients' histograms; (): none.
+    colors: (cells per side, bins per channel) of the colors' histograms; (): none.
+    color_range: least and greatest value of the input.
+    drop: share of the cells that training sets to 0.
     name_of: the modality, for error messages.
-    dtype: of the matmul; the result is f32.
+    dtype: of the matmuls; the result is f32.
 
-  Parameters (f32): kernel [height * width * c, d].
+  Parameters (f32): gradients [cells^2 * bins, d], colors [cells^2 * bins^c, d].
   Random stream while training with drop > 0: "dropout".
   """
 
   features: int
-  size: tuple[int, ...]
+  gradients: tuple[int, ...] = ()
+  colors: tuple[int, ...] = ()
+  color_range: tuple[float, float] = (0.0, 1.0)
   drop: float = 0.0
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
@@ -42,34 +45,50 @@ class Thumbnail(nn.Module):
     Args:
       x: float [b, h, w, c], or [b, t, f] with one channel.
       mask: bool[b, h], True for a real frame (row); padded frames count as 0.
-      train: whether to leave pixels out.
+      train: whether to leave cells out.
 
     Raises:
-      ValueError: an input that does not divide into the thumbnail's pixels.
+      ValueError: an input that does not divide into the cells.
     """
     if x.ndim == 3:
       x = x[..., None]
     if mask is not None:
       x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
-    b, h, w, c = x.shape
-    rows, columns = self.size
-    if h % rows or w % columns:
-      raise ValueError(
-        f"{self.name_of} of {h} x {w} cannot be averaged to config.model.modalities."
-        f"{self.name_of}.thumbnail = {self.size} ({h} % {rows} = {h % rows}, "
-        f"{w} % {columns} = {w % columns})"
+    out = jnp.zeros((), jnp.float32)
+    for key, cells in self._described(x).items():
+      cells = self._dropped(cells) if train and self.drop else cells
+      flat = cells.reshape(len(x), -1).astype(self.dtype)
+      shape = (flat.shape[1], self.features)
+      kernel = self.param(key, nn.initializers.lecun_normal(), shape)
+      out = out + jnp.matmul(
+        flat, kernel.astype(self.dtype), preferred_element_type=jnp.float32
       )
-    x = x.astype(self.dtype).reshape(b, rows, h // rows, columns, w // columns, c)
-    x = x.mean(axis=(2, 4))
-    if train and self.drop:
-      draw = jax.random.uniform(self.make_rng("dropout"), (b, rows, columns, 1))
-      kept = x * jnp.asarray(1 / (1 - self.drop), x.dtype)
-      x = jnp.where(draw >= self.drop, kept, jnp.zeros((), x.dtype))
-    shape = (math.prod(x.shape[1:]), self.features)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    return jnp.matmul(
-      x.reshape(b, -1), kernel.astype(self.dtype), preferred_element_type=jnp.float32
-    )
+    return out
+
+  def _described(self, x: Array) -> dict[str, Array]:
+    """Returns the descriptors, each [b, cells, values of one]."""
+    out: dict[str, Array] = {}
+    for key in ("gradients", "colors"):
+      if not getattr(self, key):
+        continue
+      cells, bins = getattr(self, key)
+      (h, w), where = x.shape[1:3], f"config.model.modalities.{self.name_of}.{key}"
+      if h % cells or w % cells:
+        raise ValueError(
+          f"{self.name_of} of {h} x {w} is not cut into {cells} x {cells} cells by "
+          f"{where} = {getattr(self, key)} ({h} % {cells} = {h % cells}, {w} % {cells} "
+          f"= {w % cells})"
+        )
+      if key == "gradients":
+        out[key] = descriptors.gradients(x, cells, bins)
+      else:
+        out[key] = descriptors.colors(x, cells, bins, self.color_range)
+    return out
+
+  def _dropped(self, cells: Array) -> Array:
+    draw = jax.random.uniform(self.make_rng("dropout"), cells.shape[:2])[..., None]
+    kept = cells * jnp.asarray(1 / (1 - self.drop), cells.dtype)
+    return jnp.where(draw >= self.drop, kept, jnp.zeros((), cells.dtype))
 
 
 class Ngrams(nn.Module):

@@ -257,7 +257,7 @@ def test_errors_say_what_was_expected(sparse, dense):
 
 def test_wide_paths_add_to_the_embedding_past_the_trunk():
   plain, config = small(every=0), small(every=0)
-  config.modalities.image.update(dict(thumbnail=(2, 2)))
+  config.modalities.image.update(dict(gradients=(2, 2), colors=(1, 2)))
   config.modalities.text.update(dict(ngrams=4, ngram_rows=16))
   batch = batch_of()
   grams = jnp.tile(jnp.array([[3, 5, 0, 0]], jnp.int32), (4, 1))

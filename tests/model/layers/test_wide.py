@@ -3,26 +3,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.layers.wide import Ngrams, Thumbnail
+from model.layers import descriptors
+from model.layers.wide import Descriptors, Ngrams
 from tests.model.layers.filled import filled
 
 
-def test_a_thumbnail_is_a_linear_map_of_the_averaged_input():
+def test_descriptors_enter_by_a_linear_map_each():
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  wide = Thumbnail(5, (2, 2))
+  wide = Descriptors(5, gradients=(2, 4), colors=(4, 2), color_range=(-1.0, 2.0))
   params = filled(wide, x)
-  kernel = params["params"]["kernel"]
-  assert kernel.shape == (2 * 2 * 3, 5)
-  small = np.asarray(x).reshape(2, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(2, 12)
-  np.testing.assert_allclose(wide.apply(params, x), small @ kernel, atol=1e-5)
-  with pytest.raises(ValueError, match=r"8 % 3 = 2"):
-    Thumbnail(5, (3, 3)).init(jax.random.key(0), x)
+  kernels = params["params"]
+  assert kernels["gradients"].shape == (2 * 2 * 4, 5)
+  assert kernels["colors"].shape == (4 * 4 * 2**3, 5)
+  want = (
+    descriptors.gradients(x, 2, 4).reshape(2, -1) @ kernels["gradients"]
+    + descriptors.colors(x, 4, 2, (-1.0, 2.0)).reshape(2, -1) @ kernels["colors"]
+  )
+  np.testing.assert_allclose(wide.apply(params, x), want, atol=1e-5)
 
 
-def test_padded_frames_reach_no_thumbnail():
+def test_cells_that_do_not_divide_the_image_are_refused():
+  x = jnp.ones((2, 8, 8, 3))
+  with pytest.raises(ValueError, match=r"image\.gradients = \(3, 4\) \(8 % 3 = 2"):
+    Descriptors(5, gradients=(3, 4)).init(jax.random.key(0), x)
+
+
+def test_padded_frames_reach_no_descriptor():
   x = jax.random.normal(jax.random.key(0), (2, 8, 4))
   mask = jnp.asarray(np.arange(8) < np.array([[8], [3]]))
-  wide = Thumbnail(5, (4, 2))
+  wide = Descriptors(5, gradients=(2, 4), colors=(2, 3))
   params = filled(wide, x)
   spoilt = jnp.where(mask[:, :, None], x, jnp.nan)
   np.testing.assert_array_equal(
@@ -44,10 +53,10 @@ def test_ngrams_are_summed_over_the_root_of_their_number():
 @pytest.mark.parametrize(
   "wide, x",
   [
-    (Thumbnail(5, (4, 4), drop=0.5), jnp.ones((2, 8, 8, 3))),
+    (Descriptors(5, colors=(4, 2), drop=0.5), jnp.ones((2, 8, 8, 3))),
     (Ngrams(5, rows=12, drop=0.5), jnp.full((2, 16), 3, jnp.int32)),
   ],
-  ids=["thumbnail", "ngrams"],
+  ids=["descriptors", "ngrams"],
 )
 def test_training_alone_leaves_parts_out(wide, x):
   params = filled(wide, x)
