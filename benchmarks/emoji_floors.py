@@ -1,11 +1,13 @@
 """What no learning of representations reaches on the emoji: floors to compare with.
 
-python -m benchmarks.emoji_floors --seeds 5 --out floors.json
+python -m benchmarks.emoji_floors --seeds 5 --out floors.json [--descriptors]
 
 - retrieval: ridge regression from 24x24 pixels to a TF-IDF + SVD space of the names.
   The n-grams, the rank and the ridge are chosen by cross-validation over families of
   the training items alone.
 - probe: ridge classifier of the pixels into the groups.
+- with --descriptors both read, instead of pixels, what the recipes' wide path reads,
+  histograms of gradients and colors: how much of the recall these alone bring.
 - style: nearest neighbour in pixels between two styles of drawing.
 """
 
@@ -17,16 +19,22 @@ import json
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from configs import base, emoji
 from evaluators import retrieval
+from input_pipeline.sources import emoji as source
+from model.layers import descriptors
+from training import environment
 
 SIDE = 24  # pixels
 FOLDS = 3
 RANKS = (256, 512)  # of the text space
 ALPHAS = (30.0, 100.0, 300.0)  # ridge, on pixels in 0..1
 EMPTY = 1e-9
+CHUNK = 256  # pictures described at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Items:
   """A split as arrays.
 
   Attributes:
-    pixels: f32[n, SIDE * SIDE * 3] in 0..1.
+    features: f32[n, p], SIDE * SIDE * 3 pixels in 0..1 or the descriptors.
     names: n English names.
     id: i64[n]; equal ids are the same concept or the same picture.
     family: i64[n]; items that a fair split keeps together.
@@ -43,7 +51,7 @@ class Items:
     flag: bool[n], whether the item is a flag.
   """
 
-  pixels: np.ndarray
+  features: np.ndarray
   names: list[str]
   id: np.ndarray
   family: np.ndarray
@@ -52,12 +60,16 @@ class Items:
   flag: np.ndarray
 
 
-def read(source: Any, side: int = SIDE, language: str = "en") -> Items:
-  """Returns the items of a source of raw examples, decoded and shrunk."""
+def read(
+  source: Any, side: int = SIDE, language: str = "en", described: bool = False
+) -> Items:
+  """Returns the items of a source of raw examples, decoded and shrunk or described."""
   rows = [source[i] for i in range(len(source))]
   _, family = np.unique([str(r["family"]) for r in rows], return_inverse=True)
+  size = emoji.SIZE if described else side
+  pictures = np.stack([shrink(r["image_bytes"], size) for r in rows])
   return Items(
-    pixels=np.stack([shrink(r["image_bytes"], side) for r in rows]),
+    features=describe(pictures) if described else pictures,
     names=[r["captions"][language][0] for r in rows],
     id=np.asarray([r["id"] for r in rows], np.int64),
     family=family,
@@ -75,6 +87,25 @@ def shrink(data: bytes, side: int = SIDE) -> np.ndarray:
   white.alpha_composite(rgba)
   small = white.convert("RGB").resize((side, side), Image.Resampling.BOX)
   return np.asarray(small, np.float32).ravel() / 255.0
+
+
+def describe(pixels: np.ndarray) -> np.ndarray:
+  """Returns f32[n, p] of f32[n, h * h * 3] in 0..1: what the recipes' wide path reads.
+
+  Scaled so that one feature varies about as much as one pixel: ALPHAS then suit both.
+  """
+  config = base.get_config()
+  emoji.set_model(config)
+  image = config.model.modalities.image
+  x = (pixels.reshape(-1, emoji.SIZE, emoji.SIZE, 3) - emoji.MEAN) / emoji.STD
+  found = []
+  for part in np.split(x, range(CHUNK, len(x), CHUNK)):
+    part = jnp.asarray(part)
+    edges = descriptors.gradients(part, *image.gradients)
+    colors = descriptors.colors(part, *image.colors, value_range=image.color_range)
+    both = [np.asarray(d).reshape(len(part), -1) for d in (edges, colors)]
+    found.append(np.concatenate(both, axis=1))
+  return np.concatenate(found) * emoji.STD
 
 
 class Ridge:
@@ -160,8 +191,8 @@ def choose(train: Items) -> dict[str, Any]:
   """Returns the space, rank and alpha of the best R@10 over folds of the train set."""
   scores: dict[tuple[str, int, float], list[float]] = {}
   for fit, held in folds(train.family, FOLDS):
-    ridge = Ridge(train.pixels[fit])
-    x = ridge.inputs(train.pixels[held])
+    ridge = Ridge(train.features[fit])
+    x = ridge.inputs(train.features[held])
     names = [[train.names[i] for i in part] for part in (fit, held)]
     for name, space in text_spaces().items():
       known, new = embed_names(space, *names)
@@ -188,8 +219,8 @@ def retrieval_floor(train: Items, test: Items) -> dict[str, Any]:
   space = text_spaces()[chosen["space"]]
   embedded = embed_names(space, train.names, test.names)
   known, new = (x[:, : chosen["rank"]] for x in embedded)
-  ridge = Ridge(train.pixels)
-  y, x = ridge.targets(unit(known)), ridge.inputs(test.pixels)
+  ridge = Ridge(train.features)
+  y, x = ridge.targets(unit(known)), ridge.inputs(test.features)
   q, g = unit(ridge.predict(y, x, chosen["alpha"])), centred(known, new)
   out: dict[str, Any] = {"chosen": chosen}
   parts = {"": np.ones(len(test.id), bool)}
@@ -208,7 +239,7 @@ def retrieval_floor(train: Items, test: Items) -> dict[str, Any]:
 def probe_floor(train: Items, test: Items) -> dict[str, float]:
   """Returns the accuracy of a ridge classifier of the pixels into the groups."""
   fit = train.group >= 0
-  x, label = train.pixels[fit], train.group[fit]
+  x, label = train.features[fit], train.group[fit]
   target = np.eye(label.max() + 1, dtype=np.float32)[label]
 
   def hits(fit: np.ndarray, new: np.ndarray, truth: np.ndarray) -> dict[float, float]:
@@ -227,20 +258,23 @@ def probe_floor(train: Items, test: Items) -> dict[str, float]:
   truth = test.group[known]
   everything = np.arange(len(x))
   return {
-    "probe_group": hits(everything, test.pixels[known], truth)[alpha],
+    "probe_group": hits(everything, test.features[known], truth)[alpha],
     "probe_group_majority": float(np.bincount(truth).max() / len(truth)),
     "probe_alpha": alpha,
   }
 
 
-def floors(train_source: Any, test_source: Any) -> dict[str, Any]:
+def floors(
+  train_source: Any, test_source: Any, described: bool = False
+) -> dict[str, Any]:
   """Returns every floor of one split: i2t_r1 ... t2i_r10, chance, probe_group, n.
 
   Args:
     train_source: raw examples with image_bytes, captions, id, family, label_group.
     test_source: the same, of other families.
+    described: read descriptors instead of pixels.
   """
-  train, test = read(train_source), read(test_source)
+  train, test = (read(s, described=described) for s in (train_source, test_source))
   return {
     "n_train": len(train.id),
     **retrieval_floor(train, test),
@@ -266,8 +300,8 @@ def style_floor(
   # Concepts that are not asked for still compete: each is a wrong answer of its own.
   named = np.asarray([concept.get(k, -1 - i) for i, k in enumerate(train.key)])
   concepts, position = np.unique(named, return_inverse=True)
-  mean = train.pixels.mean(axis=0)
-  scores = unit(test.pixels - mean) @ unit(train.pixels - mean).T
+  mean = train.features.mean(axis=0)
+  scores = unit(test.features - mean) @ unit(train.features - mean).T
   nearest = np.full((len(concepts), len(scores)), -np.inf, np.float32)
   np.maximum.at(nearest, position, scores.T)
   at = np.minimum(np.searchsorted(concepts, test.id), len(concepts) - 1)
@@ -279,41 +313,43 @@ def style_floor(
   return out | {"n": float(len(rank)), "concepts": float(len(concepts)), "drawn": drawn}
 
 
-def average(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns {"mean": ..., "std": ..., "runs": ...} over the runs of several seeds."""
+def results(runs: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
+  """Returns the figures of several splits in the form that tools.collect tabulates."""
   keys = [k for k, v in runs[0].items() if isinstance(v, int | float)]
-  values = {k: [float(r[k]) for r in runs] for k in keys}
   return {
-    "mean": {k: float(np.mean(v)) for k, v in values.items()},
-    "std": {k: float(np.std(v)) for k, v in values.items()},
-    "runs": list(runs),
+    "title": title,
+    "seeds": list(range(len(runs))),
+    "metrics": {f"eval/retrieval/{k}": [r[k] for r in runs] for k in keys},
+    "chosen": [r["chosen"] for r in runs],
+    "made": [environment.describe()],
   }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the floors of several family splits; prints and saves mean and spread."""
-  from input_pipeline.sources import emoji
-
   parser = argparse.ArgumentParser(prog="python -m benchmarks.emoji_floors")
   parser.add_argument("--seeds", type=int, default=5, help="family splits")
   parser.add_argument("--out", help="JSON file of the results")
+  parser.add_argument("--descriptors", action="store_true", help="instead of pixels")
   parser.add_argument("--styles", nargs=2, metavar=("TRAIN", "TEST"),
                       help="style floor instead, such as twemoji noto")  # fmt: skip
   args = parser.parse_args(argv)
+  out: dict[str, Any]
   if args.styles:
-    train, test = (emoji.Source(split="all", styles=(s,)) for s in args.styles)
-    out: dict[str, Any] = {"styles": args.styles, **style_floor(train, test)}
+    train, test = (source.Source(split="all", styles=(s,)) for s in args.styles)
+    out = {"styles": args.styles, **style_floor(train, test)}
     print(json.dumps(out, indent=1))
   else:
     runs = []
     for seed in range(args.seeds):
-      splits = (emoji.Source(split=s, seed=seed) for s in ("train", "test"))
-      runs.append(floors(*splits))
+      train, test = (source.Source(split=s, seed=seed) for s in ("train", "test"))
+      runs.append(floors(train, test, args.descriptors))
       found = ", ".join(f"R@{k} {runs[-1][f'i2t_r{k}']:.3f}" for k in (1, 5, 10))
       print(f"split {seed}: image to text {found}", flush=True)
-    out = average(runs)
-    for key, mean in out["mean"].items():
-      print(f"{key:24} {mean:8.3f} +- {out['std'][key]:.3f}")
+    read = "its wide path's descriptors" if args.descriptors else "24x24 pixels"
+    out = results(runs, f"floor: ridge on {read}")
+    for key, found in out["metrics"].items():
+      print(f"{key:36} {np.mean(found):8.3f} +- {np.std(found):.3f}")
   if args.out:
     pathlib.Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
   return 0

@@ -5,6 +5,7 @@ from PIL import Image
 import pytest
 
 from benchmarks import emoji_floors
+from tools import collect
 
 pytest.importorskip("sklearn")
 COLOURS = {
@@ -127,6 +128,16 @@ def test_style_floor_takes_the_nearest_of_several_drawings():
   assert (out["i2t_r1"], out["concepts"]) == (1.0, 36)
 
 
-def test_average_of_seeds():
-  out = emoji_floors.average([{"x": 1.0, "chosen": {}}, {"x": 3.0, "chosen": {}}])
-  assert (out["mean"], out["std"]) == ({"x": 2.0}, {"x": 1.0})
+def test_the_floor_can_read_descriptors_instead_of_pixels():
+  out = emoji_floors.floors(train_items(), test_items(), described=True)
+  assert out["i2t_r1"] > 3 * out["i2t_chance_r1"]
+  items = emoji_floors.read(test_items(), described=True)
+  cells, gradients = 9 * 4**3, 64 * 8
+  assert items.features.shape == (9, cells + gradients)
+
+
+def test_results_of_seeds_can_be_tabulated():
+  runs = [{"i2t_r1": 1.0, "chosen": {"rank": 2}}, {"i2t_r1": 3.0, "chosen": {}}]
+  out = emoji_floors.results(runs, "floor: x")
+  assert out["metrics"] == {"eval/retrieval/i2t_r1": [1.0, 3.0]}
+  assert "floor: x | 2.000" in collect.table([out])
