@@ -99,10 +99,11 @@ def describe(pixels: np.ndarray) -> np.ndarray:
   image = config.model.modalities.image
   x = (pixels.reshape(-1, emoji.SIZE, emoji.SIZE, 3) - emoji.MEAN) / emoji.STD
   found = []
-  for part in np.split(x, range(CHUNK, len(x), CHUNK)):
-    part = jnp.asarray(part)
+  cells, bins = image.colors
+  for chunk in np.split(x, range(CHUNK, len(x), CHUNK)):
+    part = jnp.asarray(chunk)
     edges = descriptors.gradients(part, *image.gradients)
-    colors = descriptors.colors(part, *image.colors, value_range=image.color_range)
+    colors = descriptors.colors(part, cells, bins, image.color_range)
     both = [np.asarray(d).reshape(len(part), -1) for d in (edges, colors)]
     found.append(np.concatenate(both, axis=1))
   return np.concatenate(found) * emoji.STD
