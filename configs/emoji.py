@@ -87,7 +87,7 @@ def set_moe(c: ConfigDict) -> None:
 def set_training(c: ConfigDict) -> None:
   """Sets what fits in about five minutes on two CPU cores."""
   c.batch_size = 128
-  c.total_steps = 600
+  c.total_steps = 800
   c.ema = 0.99
   c.optimizer.update(dict(lr=2e-3, warmup=50, weight_decay=0.1, clip=1.0))
   c.log_every = 10
