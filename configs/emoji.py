@@ -187,9 +187,9 @@ def finish(c: ConfigDict, args: ConfigDict, name: str, routing: bool = False):
   c.name = name
   set_training(c)
   if args.styles:  # twice the drawings, and none may be learned by heart
-    c.total_steps = 2500
-    c.optimizer.warmup = 200
-    c.checkpoint.every = 500
+    c.total_steps = 1600
+    c.optimizer.warmup = 150
+    c.checkpoint.every = 400
   set_data(c, args.seed)
   if args.runlocal:
     run_local(c)
