@@ -14,6 +14,7 @@ timed: the reason is in the report, under "refused".
 import argparse
 from collections.abc import Callable
 import functools
+import os
 from typing import Any
 
 import jax
@@ -48,7 +49,8 @@ def config_of(
     c.model.modalities.image.update(dict(size=(16, 16, 3), patch=(8, 8)))
     c.model.modalities.text.update(dict(vocab=32, length=6))
   elif size == "small":
-    c.model.trunk.update(dict(width=256, depth=6, heads=4, mlp=1024))
+    # One dense block and one sparse one: the recipes' proportion, and soon compiled.
+    c.model.trunk.update(dict(width=384, depth=2, heads=6, mlp=1536))
     c.model.modalities.image.size = (128, 128, 3)
     c.model.modalities.text.vocab = 4096
   else:
@@ -117,6 +119,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
   for key, value in DEFAULTS[where].items():
     if getattr(args, key) is None:
       setattr(args, key, value)
+  args.overrides = [*ours.OVERRIDES[where], *args.set]
   return args
 
 
@@ -127,9 +130,8 @@ def main(argv: list[str] | None = None) -> None:
   def config_for(arm: str) -> ConfigDict:
     options = dict(experts=args.experts, group=args.group)
     c = config_of(args.size, arm, batch=args.batch, dtype=args.dtype, **options)
-    for change in args.set:
-      key, _, value = change.partition("=")
-      ours.set_key(c, key, value)
+    for change in args.overrides:
+      ours.set_key(c, change)
     return c
 
   before, about = turns.load(), device.describe()
@@ -151,6 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     load_average=dict(before=before, after=turns.load()),
     results=rows,
     refused=refused,
+    malloc=os.environ.get("GLIBC_TUNABLES", ""),
   )
   turns.write(args.out, report)
 

@@ -20,6 +20,7 @@ import sys
 from typing import Any
 
 from benchmarks import turns
+from benchmarks.contenders import ours
 
 # (width, depth, heads) of each tower, open_clip's model configs of the same names.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -38,8 +39,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     size="B/16", batch=256, dtype="bfloat16", threads=0, steps=10, ceiling=8192
   ),
 }
-# cuDNN's attention keeps no [n, n] matrices for the backward pass.
-GPU_OVERRIDES = ("model.trunk.attention=cudnn",)
 
 
 def platform() -> str:
@@ -96,7 +95,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
   for key, value in DEFAULTS[where].items():
     if getattr(args, key) is None:
       setattr(args, key, value)
-  args.overrides = [*(GPU_OVERRIDES if where == "gpu" else ()), *args.set]
+  args.overrides = [*ours.OVERRIDES[where], *args.set]
   return args
 
 
@@ -105,11 +104,14 @@ def main(argv: list[str] | None = None) -> None:
   args = arguments(argv)
   # A GPU is shared by the two processes: neither may take all of its memory at once.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  # As `make demo`: large pages for the large buffers of both. The workers inherit it.
+  os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
   names = [args.only] if args.only else [OURS, PEER]
   if PEER in names and importlib.util.find_spec("open_clip") is None:
     print("open_clip is not installed (requirements-bench.txt): timing only ours")
     names.remove(PEER)
   settings = dict(
+    size=args.size,
     shape=COMMON | SHAPES[args.size],
     batch=args.batch,
     dtype=args.dtype,
@@ -127,7 +129,6 @@ def main(argv: list[str] | None = None) -> None:
     print(f"ours / open_clip, by rounds: {rows[OURS]['over_open_clip']}")
   report = dict(
     command=turns.command("benchmarks.step", argv),
-    size=args.size,
     settings=settings,
     rounds=args.rounds,
     steps_per_turn=args.steps,

@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 from benchmarks import device, turns
 from configs import base
 
+# By platform. cuDNN's attention keeps no [n, n] matrices for the backward pass.
+OVERRIDES = {"cpu": (), "gpu": ("model.trunk.attention=cudnn",)}
+
 
 def config_of(settings: dict[str, Any]) -> ConfigDict:
   """Returns the config of a CLIP with the shapes of `settings`.
@@ -32,17 +35,17 @@ def config_of(settings: dict[str, Any]) -> ConfigDict:
   c.optimizer.update(dict(weight_decay=0.2, b1=0.9, b2=0.98))
   with c.unlocked():
     for change in settings["overrides"]:
-      key, _, value = change.partition("=")
-      set_key(c, key, value)
+      set_key(c, change)
   return c
 
 
-def set_key(config: ConfigDict, key: str, value: str) -> None:
-  """Sets config.<key>, dotted, to what `value` reads as in Python, else to the text.
+def set_key(config: ConfigDict, change: str) -> None:
+  """Obeys "model.trunk.depth=2": the value is read as Python's, else as a text.
 
   Raises:
     KeyError: there is no such key.
   """
+  key, _, value = change.partition("=")
   *folders, last = key.split(".")
   for name in folders:
     config = config[name]
