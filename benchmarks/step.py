@@ -80,6 +80,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog="python -m benchmarks.step")
   parser.add_argument("--out", help="JSON file to write")
   parser.add_argument("--size", choices=SHAPES)
+  parser.add_argument("--depth", type=int, help="blocks of each tower, not the size's")
   parser.add_argument("--batch", type=int)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
   parser.add_argument("--threads", type=int, help="cores of each side; 0: all")
@@ -110,9 +111,15 @@ def main(argv: list[str] | None = None) -> None:
   if PEER in names and importlib.util.find_spec("open_clip") is None:
     print("open_clip is not installed (requirements-bench.txt): timing only ours")
     names.remove(PEER)
+  shape, size = COMMON | SHAPES[args.size], args.size
+  if args.depth:
+    size = f"{size} of {args.depth} blocks"
+    for part in ("vision", "text"):
+      width, _, heads = shape[part]
+      shape[part] = (width, args.depth, heads)
   settings = dict(
-    size=args.size,
-    shape=COMMON | SHAPES[args.size],
+    size=size,
+    shape=shape,
     batch=args.batch,
     dtype=args.dtype,
     threads=args.threads,

@@ -1,6 +1,6 @@
 """The table of docs/performance.md: python -m benchmarks.table FILES.
 
-Files are what benchmarks.moe and benchmarks.step write; a row is one contender. Times on
+Files are what benchmarks.moe and benchmarks.step write; a row is a contender. Times on
 a CPU are the process's own, since others may use the core too; elsewhere the clock's.
 """
 
