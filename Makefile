@@ -1,11 +1,13 @@
-# make demo | test | test-slow | lint | clean
+# make demo | test | test-slow | lint | bench | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/limoe_emoji
+# Names the files of make bench.
+DEVICE ?= cpu
 CODE := train.py configs model sharding input_pipeline training evaluators tools benchmarks
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 # A stamp per set of requirements: installing again costs nothing when nothing changed.
@@ -36,6 +38,15 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
+
+# Times of train steps, on one core if there is no GPU: see docs/performance.md.
+$(VENV)/bench.stamp: $(VENV)/demo.stamp requirements-bench.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+bench: $(VENV)/bench.stamp
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m benchmarks.moe --threads 1 --out benchmarks/results/moe_$(DEVICE).json
+	$(BIN)/python -m benchmarks.step --out benchmarks/results/step_$(DEVICE).json
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

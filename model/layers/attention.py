@@ -50,9 +50,7 @@ def _dense(
 ) -> Array:
   """allowed: bool[b, 1, q or 1, n], with a key for every query."""
   if implementation == "cudnn":
-    return jax.nn.dot_product_attention(
-      q, k, v, mask=allowed, is_causal=causal, implementation="cudnn"
-    )
+    return _cudnn(q, k, v, allowed, causal)
   # Written out: as fast on CPU as jax.nn's, whose XLA path breaks strict promotion.
   scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
   logits = jnp.einsum(
@@ -65,6 +63,25 @@ def _dense(
     logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
   return jnp.einsum("bhqn,bnhd->bqhd", weights, v)
+
+
+def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None, causal: bool) -> Array:
+  """The same by cuDNN, which trains with a mask on even lengths only (JAX 0.10)."""
+  queries = q.shape[1]
+  odd = queries % 2, k.shape[1] % 2
+  if allowed is not None and any(odd):
+    row, column = ((0, 0), (0, odd[0])), ((0, 0), (0, odd[1]))
+    q = jnp.pad(q, (*row, (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, (*column, (0, 0), (0, 0))) for x in (k, v))
+    # One more query looks where the last one does, so that its softmax is finite; one
+    # more key is seen by nobody.
+    if allowed.shape[2] > 1:
+      allowed = jnp.pad(allowed, (*((0, 0), (0, 0)), (0, odd[0]), (0, 0)), mode="edge")
+    allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, 0), (0, odd[1])))
+  y = jax.nn.dot_product_attention(
+    q, k, v, mask=allowed, is_causal=causal, implementation="cudnn"
+  )
+  return y[:, :queries]
 
 
 class Attention(nn.Module):

@@ -64,6 +64,33 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradient(causal):
     assert np.all(np.isfinite(g)) and np.all(np.asarray(g[1]) == 0)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cudnn_gets_even_lengths_where_there_is_a_mask(monkeypatch, causal, masked):
+  lengths = []
+
+  def cudnn(q, k, v, mask, is_causal, implementation):
+    """Refuses what cuDNN refuses while training; else computes the same."""
+    assert implementation == "cudnn"
+    lengths.append((q.shape[1], k.shape[1]))
+    assert mask is None or all(n % 2 == 0 for n in lengths[-1])
+    return attention._dense(q, k, v, mask, is_causal, "xla")
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+  mask = jnp.asarray(MASK) if masked else None
+
+  def total(implementation, q, k, v):
+    y = attention.attend(q, k, v, mask, causal=causal, implementation=implementation)
+    return jnp.sum(jnp.sin(y)), y
+
+  both = [
+    jax.grad(total, argnums=(1, 2, 3), has_aux=True)(name, *qkv())
+    for name in ("cudnn", "xla")
+  ]
+  assert lengths == [(N + masked, N + masked)]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both)
+
+
 def test_module_parameters_queries_and_dtype():
   module = attention.Attention(heads=H, dtype=jnp.bfloat16)
   x = jnp.ones((B, N, H * D), jnp.bfloat16)

@@ -1,0 +1,1 @@
+"""What benchmarks.step compares: each file is one worker process."""
