@@ -36,6 +36,7 @@ GATHER_BYTES = 256 * 2**20  # per device; 87k columns of 768 f32
 TILE_SCORES = 2**22  # scores of one tile if `tile` is not given: 16 MiB of f32
 
 Exclude = str | tuple[Array, Array] | None
+Fn = Callable[[Array, Array], Array]
 Valid = Array | tuple[Array | None, Array | None] | None
 Scalar = Array | float
 
@@ -47,6 +48,8 @@ def row_logsumexp(
   *,
   valid: Array | None = None,
   exclude: Exclude = None,
+  only: Exclude = None,
+  fn: Fn | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
@@ -63,6 +66,10 @@ def row_logsumexp(
     valid: bool[b2], columns that count; None: all. A row without any gives -inf.
     exclude: pairs to leave out: None, "diagonal" (j = i), or marks (i32[b], i32[b2]):
       the pairs of equal mark.
+    only: likewise, the only pairs to keep; not together with exclude.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...] that takes the place of the
+      score, as in `pair_sum`; `same` are the pairs of exclude or only, else j = i. Its
+      slope must be finite for any s, also of rows that are not valid.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -70,8 +77,8 @@ def row_logsumexp(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, (None, valid), exclude or "none")
-  op = reductions.LogSumExp(both=False, exclude=exclude is not None)
+  marks, op = _logsumexp(exclude, only, fn, both=False)
+  row, col = _sides(a, b, (None, valid), marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
@@ -82,6 +89,8 @@ def symmetric_logsumexp(
   *,
   valid: Valid = None,
   exclude: Exclude = None,
+  only: Exclude = None,
+  fn: Fn | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
@@ -94,6 +103,8 @@ def symmetric_logsumexp(
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]).
     exclude: as in `row_logsumexp`.
+    only: as in `row_logsumexp`.
+    fn: as in `row_logsumexp`.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -101,8 +112,8 @@ def symmetric_logsumexp(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, valid, exclude or "none")
-  op = reductions.LogSumExp(both=True, exclude=exclude is not None)
+  marks, op = _logsumexp(exclude, only, fn, both=True)
+  row, col = _sides(a, b, valid, marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)
 
 
@@ -180,6 +191,14 @@ class _Plan:
   axes: tuple[str, ...]
   shards: int
   tile: int
+
+
+def _logsumexp(exclude: Exclude, only: Exclude, fn: Fn | None, both: bool):
+  """Returns the marks of the pairs, and the reduction that heeds them."""
+  if exclude is not None and only is not None:
+    raise ValueError("give exclude or only, not both: each says which pairs to keep")
+  op = reductions.LogSumExp(both, exclude is not None, only is not None, fn)
+  return (exclude if only is None else only) or "none", op
 
 
 def _sides(a: Array, b: Array, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:

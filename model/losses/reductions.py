@@ -71,10 +71,15 @@ class LogSumExp:
   Attributes:
     both: also over the valid rows, for each column.
     exclude: leave out the pairs of equal mark.
+    only: leave out all others.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...], put in the place of s; of
+      finite slope everywhere, also where s is not counted; must close over no array.
   """
 
   both: bool
   exclude: bool
+  only: bool = False
+  fn: Callable[[Array, Array], Array] | None = None
 
   def start(self, n: int) -> Any:
     """Returns the carry of n rows: the maximum, and the sum of exp(s - maximum)."""
@@ -83,7 +88,7 @@ class LogSumExp:
   def absorb(self, carry: Any, s: Array, row: Side, col: Side, axis: int) -> Any:
     """Returns the carry of rows (axis 1) or columns (0) after the tile s f32[b, c]."""
     top, total = carry
-    keep = self._keep(row, col, axis)
+    s, keep = self._map(s, row, col), self._keep(row, col, axis)
     new = jnp.maximum(top, jnp.max(jnp.where(keep, s, -jnp.inf), axis=axis))
     base = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf is nan
     terms = jnp.where(keep, jnp.exp(s - _along(base, axis)), 0.0)
@@ -105,11 +110,13 @@ class LogSumExp:
 
   def pull(self, s: Array, row: Side, col: Side, rows: Any, cols: Any) -> Array:
     """Returns f32[b, c], the gradient by s; rows, cols: (carry, cotangent)."""
+    s, back = jax.vjp(lambda s: self._map(s, row, col), s)
     ds = self._pull(s, row, col, rows, 1)
-    return ds + self._pull(s, row, col, cols, 0) if self.both else ds
+    return back(ds + self._pull(s, row, col, cols, 0) if self.both else ds)[0]
 
   def dense(self, s: Array, row: Side, col: Side) -> tuple[Array, Array | None]:
     """The definition, in plain JAX, from all scores f32[b, b2]."""
+    s = self._map(s, row, col)
     cols = self._dense(s, row, col, 0) if self.both else None
     return self._dense(s, row, col, 1), cols
 
@@ -123,7 +130,12 @@ class LogSumExp:
   def _keep(self, row: Side, col: Side, axis: int) -> Array:
     valid = col.valid[None, :] if axis == 1 else row.valid[:, None]
     shape = (row.valid.shape[0], col.valid.shape[0])
+    if self.only:
+      return valid & same(row, col)
     return valid & ~same(row, col) if self.exclude else jnp.broadcast_to(valid, shape)
+
+  def _map(self, s: Array, row: Side, col: Side) -> Array:
+    return s if self.fn is None else self.fn(s, same(row, col))
 
   def _pull(self, s: Array, row: Side, col: Side, residual: Any, axis: int) -> Array:
     (top, total), g = residual
