@@ -37,7 +37,7 @@ def uniformity(
 ) -> Array:
   """Returns f32[]: log mean_{i != j} exp(-t ||a_i - b_j||^2); 0 below two valid rows.
 
-  Of a and itself, this is the uniformity of arXiv 2005.10242, eq. 5, without the pairs
+  Of a and itself, this is the uniformity of arXiv 2005.10242, without the pairs
   of a row with itself. Not to overflow or vanish, it is a logsumexp throughout.
 
   Args:

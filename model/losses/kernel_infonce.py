@@ -1,4 +1,4 @@
-"""InfoNCE with a kernel of the distance: Kernel-InfoNCE (arXiv 2303.15103, eq. 7).
+"""InfoNCE with a kernel of the distance: Kernel-InfoNCE (arXiv 2303.15103).
 
 L = -mean_i log[k(a_i, b_i) / sum_j k(a_i, b_j)], both directions,
 k(a, b) = exp(-||a - b||^gamma / t)
