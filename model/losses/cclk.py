@@ -63,6 +63,11 @@ class Loss:
       if not getattr(self, name) > 0:
         raise ValueError(f"{name} = {getattr(self, name)} must be above 0")
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """The keys of the batch, besides modalities, that the loss needs."""
+    return (self.condition,) if self.condition else ()
+
   def init(self, key: Array) -> Params:
     """Returns {}: nothing is learned."""
     del key

@@ -49,6 +49,11 @@ class Loss:
     if not self.temperature > 0:
       raise ValueError(f"temperature = {self.temperature} must be above 0")
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """The keys of the batch, besides modalities, that the loss needs."""
+    return (self.group, *((self.subject,) if self.subject else ()))
+
   def init(self, key: Array) -> Params:
     """Returns {}: the temperature is fixed."""
     del key
@@ -63,8 +68,8 @@ class Loss:
       ValueError: a batch without the groups or the subjects.
     """
     del params
-    for key in (self.group, self.subject):
-      if key is not None and key not in batch:
+    for key in self.reads:
+      if key not in batch:
         raise ValueError(
           f"the batch has no {key!r} (group or subject of clef), only {sorted(batch)}"
         )

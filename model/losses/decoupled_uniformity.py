@@ -63,6 +63,11 @@ class Loss:
     """The modalities that must be in the batch together."""
     return (self.views,)
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """The keys of the batch, besides modalities, that the loss needs."""
+    return (self.prior,) if self.prior else ()
+
   def init(self, key: Array) -> Params:
     """Returns {}: nothing is learned."""
     del key

@@ -56,6 +56,11 @@ class Loss:
     if not self.temperature > 0:
       raise ValueError(f"temperature = {self.temperature} must be above 0")
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """The keys of the batch, besides modalities, that the loss needs."""
+    return self.labels
+
   def init(self, key: Array) -> Params:
     """Returns {"table": [classes, hidden], "kernel": [hidden, dim], "bias": [dim]}."""
     table, kernel = jax.random.split(key)
@@ -147,7 +152,7 @@ class Loss:
         f"dim = {self.dim} of hydra must be that of the embeddings, {x.shape[-1]} "
         "(config.model.embed_dim)"
       )
-    for key in self.labels:
+    for key in self.reads:
       if key not in batch:
         raise ValueError(
           f"the batch has no {key!r} (labels of hydra), only {sorted(batch)}"
