@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from model.losses import reductions
-from model.losses.reductions import Side
+from model.losses.reductions import Side, Tokens
 from model.types import BATCH_AXES, Array
 
 STRATEGIES = ("auto", "dense", "tiled", "ring")
@@ -42,8 +42,8 @@ Scalar = Array | float
 
 
 def row_logsumexp(
-  a: Array,
-  b: Array,
+  a: Array | Tokens,
+  b: Array | Tokens,
   scale: Scalar,
   *,
   valid: Array | None = None,
@@ -60,8 +60,8 @@ def row_logsumexp(
   products are summed in f32.
 
   Args:
-    a: [b, d].
-    b: [b2, d].
+    a: [b, d], or Tokens, to be scored by reductions.late.
+    b: [b2, d], or Tokens.
     scale: f32[].
     valid: bool[b2], columns that count; None: all. A row without any gives -inf.
     exclude: pairs to leave out: None, "diagonal" (j = i), or marks (i32[b], i32[b2]):
@@ -201,25 +201,31 @@ def _logsumexp(exclude: Exclude, only: Exclude, fn: Fn | None, both: bool):
   return (exclude if only is None else only) or "none", op
 
 
-def _sides(a: Array, b: Array, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:
+def _sides(
+  a: Array | Tokens, b: Array | Tokens, valid: Valid, marks: str | tuple
+) -> tuple[Side, Side]:
   """Checks the public arguments and fills in what was left out."""
-  if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-    raise ValueError(f"a and b must be [b, d] and [b2, d]; got {a.shape} and {b.shape}")
-  if a.dtype != b.dtype or a.dtype != jnp.bfloat16:
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  x, y = (v.x if isinstance(v, Tokens) else v for v in (a, b))
+  ndim = 3 if isinstance(a, Tokens) else 2
+  if x.ndim != ndim or y.ndim != ndim or x.shape[-1] != y.shape[-1]:
+    want = "[b, d] and [b2, d], or Tokens [b, k, d] and [b2, r, d]"
+    raise ValueError(f"a and b must be {want}; got {x.shape} and {y.shape}")
+  if x.dtype != y.dtype or x.dtype != jnp.bfloat16:
+    a, b = jax.tree.map(lambda v: v.astype(jnp.float32), (a, b))
   valid = valid if isinstance(valid, tuple) else (valid, valid)
-  index = tuple(jnp.arange(x.shape[0], dtype=jnp.int32) for x in (a, b))
+  sizes = x.shape[0], y.shape[0]
+  index = tuple(jnp.arange(n, dtype=jnp.int32) for n in sizes)
   if marks == "none" or marks == "diagonal":
     marks = index
   elif isinstance(marks, str):
     raise ValueError(f"{marks!r} must be 'diagonal' or (i32[b], i32[b2])")
   sides = []
-  for x, m, i, v in zip((a, b), marks, index, valid):
-    for name, y in (("valid", v), ("marks", m)):
-      if y is not None and y.shape != x.shape[:1]:
-        raise ValueError(f"{name} must be [{x.shape[0]}]; got {y.shape}")
-    v = jnp.ones(x.shape[0], bool) if v is None else v.astype(bool)
-    sides.append(Side(x, m, i, v))
+  for side, n, m, i, v in zip((a, b), sizes, marks, index, valid):
+    for name, given in (("valid", v), ("marks", m)):
+      if given is not None and given.shape != (n,):
+        raise ValueError(f"{name} must be [{n}]; got {given.shape}")
+    v = jnp.ones(n, bool) if v is None else v.astype(bool)
+    sides.append(Side(side, m, i, v))
   return sides[0], sides[1]
 
 
@@ -235,14 +241,15 @@ def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
   if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
     raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
   shards = math.prod(size[x] for x in axes)
-  n = col.x.shape[0]
-  rows = -(-row.x.shape[0] // shards)
-  tile = tile or max(512, TILE_SCORES // max(rows, 1))
+  n = col.valid.shape[0]
+  rows = -(-row.valid.shape[0] // shards)
+  each = reductions.scores_per_pair(row.x, col.x)
+  tile = tile or max(-(-512 // each), TILE_SCORES // max(rows * each, 1))
   if strategy == "auto":
     if shards == 1:
       strategy = "dense" if n <= tile else "tiled"
     else:
-      gathered = n * col.x.shape[1] * col.x.dtype.itemsize
+      gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(col.x))
       strategy = "ring" if gathered > GATHER_BYTES else "tiled"
   return _Plan(strategy, axes, shards, tile)
 
@@ -254,8 +261,8 @@ def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | No
   if plan.strategy == "dense" and not isinstance(op, reductions.TopK):
     return op.dense(reductions.scores(row, col, scale, bias), row, col)
   if plan.strategy == "dense":
-    plan = dataclasses.replace(plan, strategy="tiled", tile=col.x.shape[0])
-  n, n2 = row.x.shape[0], col.x.shape[0]
+    plan = dataclasses.replace(plan, strategy="tiled", tile=col.valid.shape[0])
+  n, n2 = row.valid.shape[0], col.valid.shape[0]
   row, col = _padded(row, plan.shards), _padded(col, plan.shards)
   if isinstance(op, reductions.TopK):
     out, cols = _finish(op, *_carries(op, plan, row, col, scale, bias))
@@ -266,7 +273,7 @@ def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | No
 
 def _padded(side: Side, shards: int) -> Side:
   """Adds rows that are not valid until the devices can share them equally."""
-  pad = -side.x.shape[0] % shards
+  pad = -side.valid.shape[0] % shards
   if not pad:
     return side
   return jax.tree.map(lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), side)
@@ -318,8 +325,8 @@ _tiles.defvjp(_tiles_fwd, _tiles_bwd)
 
 def _forward(op, plan: _Plan, row: Side, col: Side, scale, bias):
   """One device's part: its rows against all columns."""
-  n = col.x.shape[0]
-  rows = op.start(row.x.shape[0])
+  n = col.valid.shape[0]
+  rows = op.start(row.valid.shape[0])
   ringing = plan.strategy == "ring" and plan.shards > 1
   if not ringing:
     col = _gather(plan, col)
@@ -350,7 +357,8 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
   if not ringing:
     da, db, dbias = back(_gather(plan, col), cols=_gather(plan, cols))
     if plan.shards > 1:
-      db = lax.psum_scatter(db, plan.axes, tiled=True)
+      scatter = functools.partial(lax.psum_scatter, axis_name=plan.axes, tiled=True)
+      db = jax.tree.map(scatter, db)
   else:
 
     def hop(carry, _):
@@ -358,22 +366,22 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
       following = _send(plan, (col, cols))
       more_a, more_b, more_bias = back(col, cols=cols)
       # The gradient travels with its columns and is home after the last hop.
-      db = _send(plan, db + more_b)
-      return (da + more_a, db, dbias + more_bias, *following), None
+      db = _send(plan, jax.tree.map(jnp.add, db, more_b))
+      da = jax.tree.map(jnp.add, da, more_a)
+      return (da, db, dbias + more_bias, *following), None
 
-    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (row.x, col.x)]
-    start = (*zeros, jnp.zeros((), jnp.float32), col, cols)
+    start = (*reductions.zeros((row.x, col.x, jnp.float32(0))), col, cols)
     (da, db, dbias, *_), _ = lax.scan(hop, start, length=plan.shards)
-  # d/dscale = sum_ij ds_ij a_i . b_j: da already holds the sums over j.
-  dscale = jnp.sum(row.x.astype(jnp.float32) * da)
+  # d/dscale = sum_ij ds_ij a_i . b_j: da already holds the sums over j. So it does for
+  # tokens, in which the product is of degree 1.
+  x, dx = (row.x.x, da.x) if isinstance(row.x, Tokens) else (row.x, da)
+  dscale = jnp.sum(x.astype(jnp.float32) * dx)
   if plan.shards > 1:
     dscale, dbias = lax.psum((dscale, dbias), plan.axes)
-  return (
-    (da * scale).astype(row.x.dtype),
-    (db * scale).astype(col.x.dtype),
-    dscale,
-    dbias,
+  da, db = jax.tree.map(
+    lambda d, x: (d * scale).astype(x.dtype), (da, db), (row.x, col.x)
   )
+  return da, db, dscale, dbias
 
 
 def _gather(plan: _Plan, tree: Any) -> Any:

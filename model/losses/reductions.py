@@ -1,10 +1,11 @@
 """What is reduced over pairs, one tile of scores at a time; arrays of one device.
 
-A score is s_ij = scale * a_i . b_j + bias. A reduction keeps a carry per row (and, if
+A score is s_ij = scale * a_i . b_j + bias, where the product of two sets of vectors is
+that of late interaction. A reduction keeps a carry per row (and, if
 it is `both`, per column), absorbs tiles in any order, and knows its own gradient by
 score, so that the backward pass can make each tile again instead of keeping it.
 
-Axis letters: b rows, c columns of the tile at hand, d embedding.
+Axis letters: b rows, c columns of the tile at hand, d embedding, k and r tokens.
 """
 
 from collections.abc import Callable
@@ -18,17 +19,29 @@ import jax.numpy as jnp
 from model.types import Array
 
 
+class Tokens(NamedTuple):
+  """Rows that are sets of vectors: words, patches.
+
+  Attributes:
+    x: [n, k, d] tokens, f32 or bf16.
+    real: f32[n, k], 1 for a token and 0 for padding.
+  """
+
+  x: Array
+  real: Array
+
+
 class Side(NamedTuple):
   """One side of the pairs.
 
   Attributes:
-    x: [n, d] embeddings, f32 or bf16.
+    x: [n, d] embeddings, f32 or bf16; or Tokens, on both sides.
     mark: i32[n]; a row and a column of equal mark are the same thing: on the diagonal.
     place: i32[n], the position in the global array.
     valid: bool[n], False rows count for nothing on the other side.
   """
 
-  x: Array
+  x: Array | Tokens
   mark: Array
   place: Array
   valid: Array
@@ -54,9 +67,44 @@ def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
   )
 
 
+def late(a: Tokens, b: Tokens) -> Array:
+  """Returns f32[b, c]: mean over tokens of a_i of their greatest product with b_j's.
+
+  Not symmetric: each token of a looks for one in b. Padding neither looks nor is found;
+  an empty set on either side gives 0. Holds [b, k, c, r]. FILIP (arXiv 2111.07783).
+  """
+  (n, k, d), (c, r, _) = a.x.shape, b.x.shape
+  s = dot(a.x.reshape(n * k, d), b.x.reshape(c * r, d), (1, 1)).reshape(n, k, c, r)
+  real = b.real[None, None] > 0
+  best = jnp.max(jnp.where(real, s, -jnp.inf), axis=-1)
+  best = jnp.where(jnp.any(real, axis=-1), best, 0.0)
+  looking = lax.stop_gradient(a.real)
+  share = looking / jnp.maximum(jnp.sum(looking, axis=-1, keepdims=True), 1.0)
+  return jnp.sum(best * share[:, :, None], axis=1)
+
+
+def scores_per_pair(a: Array | Tokens, b: Array | Tokens) -> int:
+  """Returns how many numbers a pair takes while it is scored."""
+  both = isinstance(a, Tokens) and isinstance(b, Tokens)
+  return a.x.shape[1] * b.x.shape[1] if both else 1
+
+
 def scores(row: Side, col: Side, scale: Array, bias: Array) -> Array:
   """Returns f32[b, c]: scale * a . b + bias."""
-  return dot(row.x, col.x, (1, 1)) * scale + bias
+  return _products(row.x, col.x) * scale + bias
+
+
+def _products(a, b) -> Array:
+  return late(a, b) if isinstance(a, Tokens) else dot(a, b, (1, 1))
+
+
+def _pull_products(ds: Array, a, b) -> tuple[Any, Any]:
+  """Returns the gradients by a and b, f32, of sum ds * products."""
+  if isinstance(a, Tokens):
+    _, pull = jax.vjp(late, a, b)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), pull(ds))
+  rounded = ds.astype(b.dtype)
+  return dot(rounded, b, (1, 0)), dot(rounded, a, (0, 0))
 
 
 def _along(x: Array, axis: int) -> Array:
@@ -263,21 +311,25 @@ def backward(op, row: Side, col: Side, scale, bias, tile: int, rows: Any, cols: 
     cols: (carry after `forward`, cotangent f32[b2]), or None unless op.both.
 
   Returns:
-    f32[b, d] by row.x and f32[b2, d] by col.x, both still to be multiplied by scale,
-    and f32[] by bias.
+    f32 of the shapes of row.x and of col.x, both still to be multiplied by scale, and
+    f32[] by bias.
   """
 
   def body(carry, item):
     da, dbias = carry
     part, cols = item
     ds = op.pull(scores(row, part, scale, bias), row, part, rows, cols)
-    rounded = ds.astype(part.x.dtype)
-    da += dot(rounded, part.x, (1, 0))
-    return (da, dbias + jnp.sum(ds)), dot(rounded, row.x, (0, 0))
+    more, db = _pull_products(ds, row.x, part.x)
+    return (jax.tree.map(jnp.add, da, more), dbias + jnp.sum(ds)), db
 
-  zero = jnp.zeros(row.x.shape, jnp.float32), jnp.zeros((), jnp.float32)
+  zero = zeros(row.x), jnp.zeros((), jnp.float32)
   (da, dbias), db = _over_tiles(body, zero, (col, cols), tile)
   return da, db, dbias
+
+
+def zeros(tree: Any) -> Any:
+  """Returns f32 zeros of the shapes of `tree`."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
 
 
 def _over_tiles(body: Callable, carry: Any, items: Any, tile: int) -> tuple[Any, Any]:

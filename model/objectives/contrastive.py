@@ -17,6 +17,9 @@ _KEY = "config.objective.options.losses"
 class Objective:
   """loss = sum_k weight_k * loss_k(z), z the normalised pooled embeddings.
 
+  A loss may ask for other z by an attribute of its class: `normalized = False` for
+  pooled embeddings as they are, `tokens = True` for all that `encode` gives.
+
   The parameters of the k-th loss, and its metrics, are kept under its name; a second
   loss of the same name is called <name>_2, and so on.
 
@@ -83,11 +86,11 @@ class Objective:
     self._check(encoded)
     raw = {m: e.pooled.astype(jnp.float32) for m, e in encoded.items()}
     unit = {m: normalize(x) for m, x in raw.items()}
+    forms: dict[str, Mapping[str, Any]] = dict(raw=raw, unit=unit, tokens=encoded)
     total = jnp.zeros((), jnp.float32)
     metrics: Metrics = {}
     for label, name, weight, loss in self.parts:
-      z = unit if getattr(loss, "normalized", True) else raw
-      value, own = loss(params.get(label, {}), z, batch)
+      value, own = loss(params.get(label, {}), forms[_form(loss)], batch)
       total += weight * value
       metrics[f"{label}/loss"] = value
       for k, v in own.items():
@@ -105,6 +108,13 @@ class Objective:
               f"[{i}], or add {m!r} to config.model.modalities and let "
               "config.data.transforms make it."
             )
+
+
+def _form(loss: Any) -> str:
+  """Returns the form of z that a loss asks for: "unit", "raw" or "tokens"."""
+  if getattr(loss, "tokens", False):
+    return "tokens"
+  return "unit" if getattr(loss, "normalized", True) else "raw"
 
 
 def normalize(x: Array) -> Array:
