@@ -47,6 +47,7 @@ def row_logsumexp(
   *,
   valid: Array | None = None,
   exclude: Exclude = None,
+  only: Exclude = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
@@ -63,6 +64,7 @@ def row_logsumexp(
     valid: bool[b2], columns that count; None: all. A row without any gives -inf.
     exclude: pairs to leave out: None, "diagonal" (j = i), or marks (i32[b], i32[b2]):
       the pairs of equal mark.
+    only: pairs to keep, named likewise; not together with `exclude`.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -70,8 +72,8 @@ def row_logsumexp(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, (None, valid), exclude or "none")
-  op = reductions.LogSumExp(both=False, exclude=exclude is not None)
+  op, marks = _logsumexp(False, exclude, only)
+  row, col = _sides(a, b, (None, valid), marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
@@ -82,6 +84,7 @@ def symmetric_logsumexp(
   *,
   valid: Valid = None,
   exclude: Exclude = None,
+  only: Exclude = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
@@ -94,6 +97,7 @@ def symmetric_logsumexp(
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]).
     exclude: as in `row_logsumexp`.
+    only: as in `row_logsumexp`.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -101,33 +105,36 @@ def symmetric_logsumexp(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, valid, exclude or "none")
-  op = reductions.LogSumExp(both=True, exclude=exclude is not None)
+  op, marks = _logsumexp(True, exclude, only)
+  row, col = _sides(a, b, valid, marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)
 
 
 def pair_sum(
-  fn: Callable[[Array, Array], Array],
+  fn: Callable[..., Any],
   a: Array,
   b: Array,
   scale: Scalar,
   *,
   valid: Valid = None,
   positive: str | tuple[Array, Array] = "diagonal",
+  given: tuple[Array, Array] | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
-) -> Array:
+) -> Any:
   """Returns f32[b]: sum_j fn(scale * a_i . b_j + bias, positive_ij), j valid columns.
 
   Args:
     fn: elementwise (s f32[...], positive bool[...]) -> f32[...], differentiated by s
-      only; it must close over no array.
+      only; it must close over no array. May return a tuple: so does `pair_sum`.
     a: [b, d].
     b: [b2, d].
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]); a row not valid gives 0.
     positive: "diagonal" (j = i), or marks (i32[b], i32[b2]): the pairs of equal mark.
+    given: (g [b, d2], h [b2, d2]): fn gets g_i . h_j as a third argument, such as the
+      similarity to a teacher. Has no gradient.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -136,7 +143,13 @@ def pair_sum(
     ValueError: shapes that do not fit, or an unknown strategy.
   """
   row, col = _sides(a, b, valid, positive)
-  return _reduce(reductions.PairSum(fn), row, col, scale, bias, strategy, tile)[0]
+  if given is not None:
+    for side, x in zip((row, col), given):
+      if x.ndim != 2 or x.shape[0] != side.x.shape[0]:
+        raise ValueError(f"given must be [{side.x.shape[0]}, d2]; got {x.shape}")
+    row, col = (x._replace(given=g) for x, g in zip((row, col), lax.stop_gradient(given)))
+  op = reductions.PairSum(fn, given=given is not None)
+  return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
 def row_top_k(
@@ -180,6 +193,15 @@ class _Plan:
   axes: tuple[str, ...]
   shards: int
   tile: int
+
+
+def _logsumexp(both: bool, exclude: Exclude, only: Exclude):
+  """Returns the reduction and the marks of the pairs that it leaves out or keeps."""
+  if exclude is not None and only is not None:
+    raise ValueError("give `exclude` or `only`, not both")
+  marks = exclude if only is None else only
+  op = reductions.LogSumExp(both, exclude=exclude is not None, only=only is not None)
+  return op, "none" if marks is None else marks
 
 
 def _sides(a: Array, b: Array, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:
