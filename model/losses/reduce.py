@@ -147,7 +147,9 @@ def pair_sum(
     for side, x in zip((row, col), given):
       if x.ndim != 2 or x.shape[0] != side.x.shape[0]:
         raise ValueError(f"given must be [{side.x.shape[0]}, d2]; got {x.shape}")
-    row, col = (x._replace(given=g) for x, g in zip((row, col), lax.stop_gradient(given)))
+    row, col = (
+      x._replace(given=g) for x, g in zip((row, col), lax.stop_gradient(given))
+    )
   op = reductions.PairSum(fn, given=given is not None)
   return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 

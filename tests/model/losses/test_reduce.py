@@ -59,7 +59,9 @@ def objective(a, c, scale, bias, *, strategy, tile=7):
   rows, cols = reduce.symmetric_logsumexp(a, c, scale, valid=valid, **how)
   others = reduce.row_logsumexp(a, c, scale, valid=valid, exclude="diagonal", **how)
   pairs = reduce.pair_sum(pair_loss, a, c, scale, valid=valid, **how)
-  first = jnp.sum(WEIGHT * (rows + 2 * others) + WEIGHT**2 * cols + 0.1 * WEIGHT * pairs)
+  first = jnp.sum(
+    WEIGHT * (rows + 2 * others) + WEIGHT**2 * cols + 0.1 * WEIGHT * pairs
+  )
   near, far = reduce.symmetric_logsumexp(a, c, scale, only=(THIRDS, THIRDS), **how)
   soft, count = reduce.pair_sum(
     weigh, a, c, scale, valid=valid, positive=(THIRDS, THIRDS), given=GIVEN, **how
