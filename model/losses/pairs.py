@@ -88,7 +88,7 @@ def _one_if_same(s: Array, same: Array) -> Array:
 
 
 def log_total(*parts: Array) -> Array:
-  """Returns f32[b]: log of the sum of exp of parts f32[b]; no nan where all are -inf."""
+  """Returns f32[b]: log of the sum of exp of parts f32[b]; no nan if all are -inf."""
   stack = jnp.stack(parts)
   none = jnp.all(jnp.isneginf(stack), axis=0)
   total = jax.nn.logsumexp(jnp.where(none[None, :], 0.0, stack), axis=0)
