@@ -27,7 +27,7 @@ class Loss:
   """CACR over the global batch; views are modalities, each a query in turn.
 
   Attributes:
-    views: modalities, at least two.
+    modalities: modalities, at least two.
     alpha: weight of the attraction.
     beta: weight of the repulsion.
     pull: how much farther positives count for more; 0: all alike. No matter for two
@@ -38,7 +38,7 @@ class Loss:
     tile: of model.losses.reduce.
   """
 
-  views: tuple[str, ...] = ("image", "text")
+  modalities: tuple[str, ...] = ("image", "text")
   alpha: float = 1.0
   beta: float = 1.0
   pull: float = 1.0
@@ -48,17 +48,12 @@ class Loss:
   tile: int | None = None
 
   def __post_init__(self):
-    if isinstance(self.views, str) or len(self.views) < 2:
+    if isinstance(self.modalities, str) or len(self.modalities) < 2:
       raise ValueError(
-        f"views = {self.views!r} must be a tuple of at least two modality names"
+        f"modalities = {self.modalities!r} must be a tuple of at least two names"
       )
     if not 0 <= self.debias < 1:
       raise ValueError(f"debias = {self.debias} must be in [0, 1)")
-
-  @property
-  def pairs(self) -> tuple[tuple[str, ...], ...]:
-    """The modalities that must be in the batch together."""
-    return (self.views,)
 
   def init(self, key: Array) -> Params:
     """Returns {}: nothing is learned."""
@@ -70,16 +65,16 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid rows."""
     del params
-    valid = pairing.valid_rows(batch, z[self.views[0]].shape[0])
+    valid = pairing.valid_rows(batch, z[self.modalities[0]].shape[0])
     attraction = []
-    for q in self.views:
-      apart = [distance.squared(z[q], z[k]) for k in self.views if k != q]
+    for q in self.modalities:
+      apart = [distance.squared(z[q], z[k]) for k in self.modalities if k != q]
       near = jnp.stack(apart, axis=-1)
       p = jax.nn.softmax(self.pull * near, axis=-1)
       attraction.append(pairing.masked_mean(jnp.sum(p * near, axis=-1), valid))
     repulsion = []
-    for i, x in enumerate(self.views):
-      for y in self.views[i + 1 :]:
+    for i, x in enumerate(self.modalities):
+      for y in self.modalities[i + 1 :]:
         far = self._negatives(z[x], z[y], valid)
         own = pairing.masked_mean(distance.squared(z[x], z[y]), valid)
         repulsion.append((far - self.debias * own) / (1 - self.debias))

@@ -106,7 +106,7 @@ class Loss:
   def _anchors(self, x: Array, y: Array, group: Array, valid: Array) -> Array:
     """Returns f32[]: the second term, of rows x [b, d] and descriptions y [b, d]."""
     how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
-    _, count = self._of_mark(y, group, how)
+    count = pairing.count_same(group, valid, strategy=self.strategy, tile=self.tile)
     # A column's score less log |its group|: the sum over rows is one over groups.
     weight = -self.temperature * jnp.log(jnp.maximum(count, 1.0))[:, None]
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
@@ -121,13 +121,11 @@ class Loss:
   def _of_mark(self, z: Array, mark: Array | None, how: dict) -> tuple[Array, Array]:
     """Returns f32[b]: the sum of s_ij over columns of i's mark, and how many."""
     marks = "diagonal" if mark is None else (mark, mark)
-    total = reduce.pair_sum(_same, z, z, 1 / self.temperature, positive=marks, **how)
-    one = jnp.ones((z.shape[0], 1), jnp.float32)
-    return total, reduce.pair_sum(_same, one, one, 1.0, positive=marks, **how)
+    return reduce.pair_sum(_same, z, z, 1 / self.temperature, positive=marks, **how)
 
 
-def _same(s: Array, same: Array) -> Array:
-  return jnp.where(same, s, 0.0)
+def _same(s: Array, same: Array) -> tuple[Array, Array]:
+  return jnp.where(same, s, 0.0), same.astype(jnp.float32)
 
 
 def _joint(first: Array, second: Array) -> Array:

@@ -28,7 +28,7 @@ class Loss:
   """Decoupled uniformity over the global batch; views are modalities.
 
   Attributes:
-    views: the modalities whose mean is the centroid, at least one.
+    modalities: the modalities whose mean is the centroid, at least one.
     t: of the uniformity.
     prior: the batch's f32[b, p] to average centroids by; None: they stay as they are.
     kernel: of the prior, "rbf" or "cosine".
@@ -38,7 +38,7 @@ class Loss:
     tile: of model.losses.reduce.
   """
 
-  views: tuple[str, ...] = ("image", "text")
+  modalities: tuple[str, ...] = ("image", "text")
   t: float = 2.0
   prior: str | None = None
   kernel: str = "rbf"
@@ -48,8 +48,10 @@ class Loss:
   tile: int | None = None
 
   def __post_init__(self):
-    if isinstance(self.views, str) or not self.views:
-      raise ValueError(f"views = {self.views!r} must be a tuple of modality names")
+    if isinstance(self.modalities, str) or not self.modalities:
+      raise ValueError(
+        f"modalities = {self.modalities!r} must be a tuple of modality names"
+      )
     if self.kernel not in KERNELS:
       raise ValueError(f"kernel = {self.kernel!r} must be one of {KERNELS}")
     if not (self.t > 0 and self.width > 0 and self.ridge >= 0):
@@ -57,11 +59,6 @@ class Loss:
         f"t = {self.t} and width = {self.width} must be above 0, "
         f"ridge = {self.ridge} at least 0"
       )
-
-  @property
-  def pairs(self) -> tuple[tuple[str, ...], ...]:
-    """The modalities that must be in the batch together."""
-    return (self.views,)
 
   @property
   def reads(self) -> tuple[str, ...]:
@@ -82,7 +79,7 @@ class Loss:
       ValueError: the batch has no such prior.
     """
     del params
-    views = jnp.stack([z[v].astype(jnp.float32) for v in self.views])
+    views = jnp.stack([z[v].astype(jnp.float32) for v in self.modalities])
     centroids = jnp.mean(views, axis=0)
     valid = pairing.valid_rows(batch, centroids.shape[0])
     length = pairing.masked_mean(pairing.positive(centroids, centroids), valid)

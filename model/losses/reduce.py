@@ -67,9 +67,8 @@ def row_logsumexp(
     exclude: pairs to leave out: None, "diagonal" (j = i), or marks (i32[b], i32[b2]):
       the pairs of equal mark.
     only: likewise, the only pairs to keep; not together with exclude.
-    fn: elementwise (s f32[...], same bool[...]) -> f32[...] that takes the place of the
-      score, as in `pair_sum`; `same` are the pairs of exclude or only, else j = i. Its
-      slope must be finite for any s, also of rows that are not valid.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...], in the place of the score;
+      of finite slope everywhere. `same`: the pairs of exclude or only, else j = i.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -118,27 +117,30 @@ def symmetric_logsumexp(
 
 
 def pair_sum(
-  fn: Callable[[Array, Array], Array],
+  fn: Callable[..., Any],
   a: Array,
   b: Array,
   scale: Scalar,
   *,
   valid: Valid = None,
   positive: str | tuple[Array, Array] = "diagonal",
+  given: tuple[Array, Array] | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
-) -> Array:
+) -> Any:
   """Returns f32[b]: sum_j fn(scale * a_i . b_j + bias, positive_ij), j valid columns.
 
   Args:
     fn: elementwise (s f32[...], positive bool[...]) -> f32[...], differentiated by s
-      only; it must close over no array.
+      only; it must close over no array. May return a tuple: so does `pair_sum`.
     a: [b, d].
     b: [b2, d].
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]); a row not valid gives 0.
     positive: "diagonal" (j = i), or marks (i32[b], i32[b2]): the pairs of equal mark.
+    given: (g [b, d2], h [b2, d2]): fn gets g_i . h_j as a third argument, such as the
+      similarity to a teacher. Has no gradient.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -147,7 +149,14 @@ def pair_sum(
     ValueError: shapes that do not fit, or an unknown strategy.
   """
   row, col = _sides(a, b, valid, positive)
-  return _reduce(reductions.PairSum(fn), row, col, scale, bias, strategy, tile)[0]
+  if given is not None:
+    for side, x in zip((row, col), given):
+      if x.ndim != 2 or x.shape[0] != side.valid.shape[0]:
+        raise ValueError(f"given must be [{side.valid.shape[0]}, d2]; got {x.shape}")
+    given = lax.stop_gradient(given)
+    row, col = (x._replace(given=g) for x, g in zip((row, col), given))
+  op = reductions.PairSum(fn, given=given is not None)
+  return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
 def row_top_k(
@@ -208,23 +217,22 @@ def _sides(
   x, y = (v.x if isinstance(v, Tokens) else v for v in (a, b))
   ndim = 3 if isinstance(a, Tokens) else 2
   if x.ndim != ndim or y.ndim != ndim or x.shape[-1] != y.shape[-1]:
-    want = "[b, d] and [b2, d], or Tokens [b, k, d] and [b2, r, d]"
+    want = "[b, d] and [b2, d], or Tokens of [b, k, d] and [b2, r, d]"
     raise ValueError(f"a and b must be {want}; got {x.shape} and {y.shape}")
   if x.dtype != y.dtype or x.dtype != jnp.bfloat16:
     a, b = jax.tree.map(lambda v: v.astype(jnp.float32), (a, b))
   valid = valid if isinstance(valid, tuple) else (valid, valid)
-  sizes = x.shape[0], y.shape[0]
-  index = tuple(jnp.arange(n, dtype=jnp.int32) for n in sizes)
+  index = tuple(jnp.arange(v.shape[0], dtype=jnp.int32) for v in (x, y))
   if marks == "none" or marks == "diagonal":
     marks = index
   elif isinstance(marks, str):
     raise ValueError(f"{marks!r} must be 'diagonal' or (i32[b], i32[b2])")
   sides = []
-  for side, n, m, i, v in zip((a, b), sizes, marks, index, valid):
+  for side, m, i, v in zip((a, b), marks, index, valid):
     for name, given in (("valid", v), ("marks", m)):
-      if given is not None and given.shape != (n,):
-        raise ValueError(f"{name} must be [{n}]; got {given.shape}")
-    v = jnp.ones(n, bool) if v is None else v.astype(bool)
+      if given is not None and given.shape != i.shape:
+        raise ValueError(f"{name} must be [{i.shape[0]}]; got {given.shape}")
+    v = jnp.ones(i.shape, bool) if v is None else v.astype(bool)
     sides.append(Side(side, m, i, v))
   return sides[0], sides[1]
 
@@ -357,23 +365,20 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
   if not ringing:
     da, db, dbias = back(_gather(plan, col), cols=_gather(plan, cols))
     if plan.shards > 1:
-      scatter = functools.partial(lax.psum_scatter, axis_name=plan.axes, tiled=True)
-      db = jax.tree.map(scatter, db)
+      db = jax.tree.map(lambda x: lax.psum_scatter(x, plan.axes, tiled=True), db)
   else:
 
     def hop(carry, _):
       da, db, dbias, col, cols = carry
       following = _send(plan, (col, cols))
       more_a, more_b, more_bias = back(col, cols=cols)
+      da, db = jax.tree.map(jnp.add, (da, db), (more_a, more_b))
       # The gradient travels with its columns and is home after the last hop.
-      db = _send(plan, jax.tree.map(jnp.add, db, more_b))
-      da = jax.tree.map(jnp.add, da, more_a)
-      return (da, db, dbias + more_bias, *following), None
+      return (da, _send(plan, db), dbias + more_bias, *following), None
 
     start = (*reductions.zeros((row.x, col.x, jnp.float32(0))), col, cols)
     (da, db, dbias, *_), _ = lax.scan(hop, start, length=plan.shards)
-  # d/dscale = sum_ij ds_ij a_i . b_j: da already holds the sums over j. So it does for
-  # tokens, in which the product is of degree 1.
+  # d/dscale = sum_ij ds_ij a_i . b_j; da holds the sums over j (degree 1 in tokens).
   x, dx = (row.x.x, da.x) if isinstance(row.x, Tokens) else (row.x, da)
   dscale = jnp.sum(x.astype(jnp.float32) * dx)
   if plan.shards > 1:

@@ -39,12 +39,14 @@ class Side(NamedTuple):
     mark: i32[n]; a row and a column of equal mark are the same thing: on the diagonal.
     place: i32[n], the position in the global array.
     valid: bool[n], False rows count for nothing on the other side.
+    given: [n, d2], whose inner products are a second score; None if there is none.
   """
 
   x: Array | Tokens
   mark: Array
   place: Array
   valid: Array
+  given: Array | None = None
 
 
 def same(row: Side, col: Side) -> Array:
@@ -177,10 +179,9 @@ class LogSumExp:
 
   def _keep(self, row: Side, col: Side, axis: int) -> Array:
     valid = col.valid[None, :] if axis == 1 else row.valid[:, None]
-    shape = (row.valid.shape[0], col.valid.shape[0])
-    if self.only:
-      return valid & same(row, col)
-    return valid & ~same(row, col) if self.exclude else jnp.broadcast_to(valid, shape)
+    if self.exclude or self.only:
+      return valid & (same(row, col) if self.only else ~same(row, col))
+    return jnp.broadcast_to(valid, (row.valid.shape[0], col.valid.shape[0]))
 
   def _map(self, s: Array, row: Side, col: Side) -> Array:
     return s if self.fn is None else self.fn(s, same(row, col))
@@ -200,36 +201,51 @@ class PairSum:
   """sum_j fn(s_ij, same_ij) over the valid columns, 0 for a row that is not valid.
 
   Attributes:
-    fn: elementwise (s f32[...], same bool[...]) -> f32[...]; must close over no array.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...] or a tuple of them; must
+      close over no array.
+    given: fn has a third argument, the second score, by which it is not differentiated.
     both: always False; a sum over the rows is `jnp.sum` of it.
   """
 
-  fn: Callable[[Array, Array], Array]
+  fn: Callable[..., Any]
+  given: bool = False
   both: bool = False
 
   def start(self, n: int) -> Any:
-    """Returns the sum so far of n rows."""
-    return jnp.zeros(n, jnp.float32)
+    """Returns the sums so far of n rows."""
+    score = jax.ShapeDtypeStruct((), jnp.float32)
+    more = (score,) if self.given else ()
+    sums = jax.eval_shape(self.fn, score, jax.ShapeDtypeStruct((), jnp.bool), *more)
+    return jax.tree.map(lambda _: jnp.zeros(n, jnp.float32), sums)
 
   def absorb(self, carry: Any, s: Array, row: Side, col: Side, axis: int) -> Any:
     """Returns the sums of the rows after the tile s f32[b, c]."""
-    terms = jnp.where(self._keep(row, col), self.fn(s, same(row, col)), 0.0)
-    return carry + jnp.sum(terms, axis=axis)
+    keep, terms = self._keep(row, col), self._of(row, col)(s)
 
-  def finish(self, carry: Any) -> Array:
-    """Returns f32[n]."""
+    def add(total, x):
+      return total + jnp.sum(jnp.where(keep, x, 0.0), axis=axis)
+
+    return jax.tree.map(add, carry, terms)
+
+  def finish(self, carry: Any) -> Any:
+    """Returns f32[n], or a tuple of them."""
     return carry
 
   def pull(self, s: Array, row: Side, col: Side, rows: Any, cols: Any) -> Array:
     """Returns f32[b, c], the gradient by s; rows: (carry, cotangent)."""
     del cols
-    _, pull = jax.vjp(lambda s: self.fn(s, same(row, col)), s)
-    (ds,) = pull(jnp.broadcast_to(rows[1][:, None], s.shape))
+    _, pull = jax.vjp(self._of(row, col), s)
+    (ds,) = pull(jax.tree.map(lambda g: jnp.broadcast_to(g[:, None], s.shape), rows[1]))
     return jnp.where(self._keep(row, col), ds, 0.0)
 
-  def dense(self, s: Array, row: Side, col: Side) -> tuple[Array, Array | None]:
+  def dense(self, s: Array, row: Side, col: Side) -> tuple[Any, None]:
     """The definition, in plain JAX, from all scores f32[b, b2]."""
     return self.absorb(self.start(row.mark.shape[0]), s, row, col, 1), None
+
+  def _of(self, row: Side, col: Side) -> Callable[[Array], Any]:
+    """Returns fn of the score alone, for the tile at hand."""
+    more = (dot(row.given, col.given, (1, 1)),) if self.given else ()
+    return lambda s: self.fn(s, same(row, col), *more)
 
   def _keep(self, row: Side, col: Side) -> Array:
     return row.valid[:, None] & col.valid[None, :]

@@ -99,15 +99,16 @@ class Objective:
 
   def _check(self, present: Mapping[str, Any]) -> None:
     for i, (_, name, _, loss) in enumerate(self.parts):
-      for pair in getattr(loss, "pairs", ()):
-        for m in pair:
-          if m not in present:
-            raise ValueError(
-              f"loss {name!r} pairs {pair}, but the batch has no {m!r} "
-              f"({catalogue.near_misses(m, sorted(present))}). Set the pairs of {_KEY}"
-              f"[{i}], or add {m!r} to config.model.modalities and let "
-              "config.data.transforms make it."
-            )
+      kind = "modalities" if hasattr(loss, "modalities") else "pairs"
+      named = getattr(loss, kind, ())
+      for m in named if kind == "modalities" else sum(named, ()):
+        if m not in present:
+          raise ValueError(
+            f"loss {name!r} compares {kind} = {named}, but the batch has no {m!r} "
+            f"({catalogue.near_misses(m, sorted(present))}). Set the {kind} of {_KEY}"
+            f"[{i}], or add {m!r} to config.model.modalities and let "
+            "config.data.transforms make it."
+          )
 
 
 def _form(loss: Any) -> str:

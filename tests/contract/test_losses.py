@@ -36,8 +36,9 @@ def build(name, **options):
 
 
 def modalities(loss):
+  """What the loss says it compares: `modalities`, or else `pairs` of them."""
   pairs = getattr(loss, "pairs", (("image", "text"),))
-  return sorted({m for pair in pairs for m in pair})
+  return sorted({*getattr(loss, "modalities", (m for pair in pairs for m in pair))})
 
 
 def embeddings(loss, b=B):
@@ -63,9 +64,12 @@ def rows(z, index):
   return jax.tree.map(lambda x: x[index], z)
 
 
-def batch_of(b=B):
+def batch_of(loss, b=B):
+  """Whatever else the loss says that it `reads` is a positive number of each row."""
   index = np.arange(b, dtype=np.int32)
-  return {"valid": np.ones(b, bool), "id": index, "label": index % 5}
+  batch = {"valid": np.ones(b, bool), "id": index, "label": index % 5}
+  numbers = np.random.default_rng(5).uniform(1, 100, b).astype(np.float32)
+  return {key: numbers for key in getattr(loss, "reads", ())} | batch
 
 
 def parameters(loss):
@@ -87,7 +91,7 @@ def value_and_grad(loss):
 @functools.cache
 def reference(name):
   loss = build(name)
-  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of())
+  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of(loss))
   return jax.device_get(out)
 
 
@@ -96,7 +100,7 @@ def on_mesh(loss, shape):
   mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto)
   with jax.set_mesh(mesh):
     split = jax.NamedSharding(mesh, P(BATCH_AXES))
-    z, batch = jax.device_put((embeddings(loss), batch_of()), split)
+    z, batch = jax.device_put((embeddings(loss), batch_of(loss)), split)
     return jax.device_get(value_and_grad(loss)(parameters(loss), z, batch))
 
 
@@ -147,7 +151,7 @@ def test_value_and_gradient_are_finite(name):
 def test_permuted_rows_permute_the_gradient(name):
   loss = build(name)
   order = np.random.default_rng(1).permutation(B)
-  z, batch = rows((embeddings(loss), batch_of()), order)
+  z, batch = rows((embeddings(loss), batch_of(loss)), order)
   (value, _), (grads, dz) = value_and_grad(loss)(parameters(loss), z, batch)
   (want, _), (want_grads, want_dz) = reference(name)
   assert_near(value, want)
@@ -162,7 +166,7 @@ def test_masked_rows_are_dropped_rows(name):
   z = embeddings(loss)
   z = jax.tree.map(lambda x: np.where(_like(keep, x), x, np.float32(50) * x[::-1]), z)
   f = value_and_grad(loss)
-  batch = {**batch_of(), "valid": keep}
+  batch = {**batch_of(loss), "valid": keep}
   (value, metrics), (grads, dz) = f(parameters(loss), z, batch)
   few = rows(z, keep)
   # `valid` may be left out
@@ -187,7 +191,7 @@ def test_strategies_are_equal(name, strategy):
   if "strategy" not in {f.name for f in dataclasses.fields(loss)}:
     pytest.skip("has no strategies")
   loss = dataclasses.replace(loss, strategy=strategy, tile=5)
-  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of())
+  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of(loss))
   assert_outputs_near(out, reference(name))
   if strategy != "dense":
     assert_outputs_near(on_mesh(loss, (2, 2, 2, 1)), reference(name))
@@ -197,7 +201,7 @@ def test_strategies_are_equal(name, strategy):
 def test_bfloat16_is_close_to_float32(name):
   loss = build(name)
   z = jax.tree.map(lambda x: x.astype(jnp.bfloat16), embeddings(loss))
-  out = value_and_grad(loss)(parameters(loss), z, batch_of())
+  out = value_and_grad(loss)(parameters(loss), z, batch_of(loss))
   assert out[0][0].dtype == jnp.float32
   # bf16 keeps 8 bits of each coordinate: 0.4%, a few of which meet in a score of 14.
   assert_outputs_near(out, reference(name), 3e-2)
@@ -208,9 +212,9 @@ def test_new_values_do_not_recompile(name):
   loss = build(name)
   f = value_and_grad(loss)
   params, z = parameters(loss), embeddings(loss)
-  f(params, z, batch_of())
+  f(params, z, batch_of(loss))
   traced = len(TRACES)
   assert loss in TRACES
   moved = jax.tree.map(lambda x: x + 0.1, params)
-  f(moved, rows(z, slice(None, None, -1)), batch_of())
+  f(moved, rows(z, slice(None, None, -1)), batch_of(loss))
   assert len(TRACES) == traced

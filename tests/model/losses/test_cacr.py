@@ -51,7 +51,7 @@ def run(loss, z, batch):
   ],
 )
 def test_value_and_slope_are_the_double_loop(views, options):
-  loss = cacr.Loss(views=views, **options)
+  loss = cacr.Loss(modalities=views, **options)
   z = slopes.unit(B, D, views)
   slopes.assert_is(loss, lambda z: loop(z, VALID, **options), z, {"valid": VALID})
 
@@ -66,7 +66,7 @@ def test_the_farther_positive_is_pulled_harder():
   z = {"image": at(0.0), "text": at(0.2), "audio": at(1.0)}
 
   def slope(pull):
-    _, grad = run(cacr.Loss(views=VIEWS, pull=pull, beta=0.0), z, {})
+    _, grad = run(cacr.Loss(modalities=VIEWS, pull=pull, beta=0.0), z, {})
     return [np.linalg.norm(grad[m]) for m in ("text", "audio")]
 
   near, far = slope(1.0)
@@ -128,7 +128,7 @@ def test_equal_rows_are_finite():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (dict(views=("image",)), "must be a tuple of at least two modality names"),
+    (dict(modalities=("image",)), "must be a tuple of at least two names"),
     (dict(debias=1.0), r"debias = 1.0 must be in \[0, 1\)"),
   ],
 )

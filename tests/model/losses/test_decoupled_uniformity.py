@@ -41,7 +41,7 @@ def run(loss, z, batch):
 @pytest.mark.parametrize("views", [VIEWS[:1], VIEWS[:2], VIEWS])
 def test_value_and_slope_are_the_double_loop(views):
   z = slopes.unit(B, D, views)
-  loss = decoupled_uniformity.Loss(views=views, t=T)
+  loss = decoupled_uniformity.Loss(modalities=views, t=T)
   metrics = slopes.assert_is(loss, loop, z, {"valid": VALID})
   m = (sum(z.values()) / len(z))[VALID]
   np.testing.assert_allclose(
@@ -76,7 +76,7 @@ def test_a_prior_that_tells_every_row_apart_changes_nothing():
 def test_the_slope_by_a_centroid_is_that_of_the_paper():
   """-4t sum_j w_ij (m_i - m_j): each unordered pair is met from both its ends."""
   z = slopes.unit(B, D, ("image",))
-  _, grad = run(decoupled_uniformity.Loss(views=("image",), t=T), z, {})
+  _, grad = run(decoupled_uniformity.Loss(modalities=("image",), t=T), z, {})
   m = z["image"].astype(np.float64)
   k = np.exp(-T * np.sum((m[:, None] - m) ** 2, -1)) * (1 - np.eye(B))
   w = k / k.sum()
@@ -103,7 +103,10 @@ def test_without_a_pair_it_is_zero(valid, prior):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (dict(views="image"), "views = 'image' must be a tuple of modality names"),
+    (
+      dict(modalities="image"),
+      "modalities = 'image' must be a tuple of modality names",
+    ),
     (dict(kernel="linear"), "kernel = 'linear' must be one of"),
     (dict(width=0.0), "width = 0.0 must be above 0"),
   ],

@@ -132,5 +132,8 @@ def test_a_missing_modality_is_named():
   )
   with pytest.raises(ValueError, match=r"the batch has no 'audio'.*config\.model\."):
     objective.init(KEY, None, features())
-  with pytest.raises(ValueError, match="loss 'infonce' pairs"):
+  with pytest.raises(ValueError, match="loss 'infonce' compares pairs = "):
     objective({}, {}, lambda b: {"image": Encoded(features()["image"])}, {}, KEY, 0)
+  three = contrastive.Objective(losses=(("symile", 1.0, {}),))
+  with pytest.raises(ValueError, match=r"no 'audio'.*Set the modalities of config\."):
+    three.init(KEY, None, features())
