@@ -52,6 +52,12 @@ class Objective:
       parts.append((label, name, float(weight), loss))
     object.__setattr__(self, "parts", tuple(parts))
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """Returns the keys of the batch, other than modalities, that the losses need."""
+    parts = (loss for _, _, _, loss in self.parts)
+    return tuple({k: None for loss in parts for k in getattr(loss, "reads", ())})
+
   def init(self, key: Array, towers: Any, batch_spec: Batch) -> tuple[Params, State]:
     """Returns ({loss label: its parameters}, {}).
 
