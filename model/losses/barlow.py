@@ -50,7 +50,8 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, of any norm -> (f32[], metrics); over valid rows."""
     del params
-    terms, metrics = [], {}
+    metrics: Metrics = {}
+    terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
       x, y = (self._standard(z[m], valid) for m in (a, b))

@@ -11,6 +11,7 @@ the sign of E_+ the other way, so that it pushes positives apart.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,9 @@ class Loss:
     sum_m w_m d_m^2 = exp(log sum_m exp(log d_m^2 - push d_m^2) - log sum_m exp(-push
     d_m^2)): two passes, neither of which overflows.
     """
-    how = dict(valid=valid, exclude="diagonal", strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(
+      valid=valid, exclude="diagonal", strategy=self.strategy, tile=self.tile
+    )
     x, y = distance.lifted(x, y)
     alone = reduce.symmetric_logsumexp(x, y, self.push, **how)
     times = reduce.symmetric_logsumexp(x, y, 1.0, fn=self._weighted, **how)

@@ -86,7 +86,8 @@ class Loss:
       raise ValueError(
         f"the batch has no {self.condition!r} (condition of cclk), only {sorted(batch)}"
       )
-    metrics, terms = {}, []
+    metrics: Metrics = {}
+    terms = []
     for x, y in pairing.directions(self.pairs):
       valid = pairing.valid_rows(batch, z[x].shape[0])
       given = z[x] if self.condition is None else batch[self.condition]

@@ -13,6 +13,7 @@ not say how the text enters stage 1; this is a softmax over descriptions.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -73,7 +74,8 @@ class Loss:
         raise ValueError(
           f"the batch has no {key!r} (group or subject of clef), only {sorted(batch)}"
         )
-    metrics, terms = {}, []
+    metrics: Metrics = {}
+    terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
       faces, share = self._faces(z[a], batch, valid)
@@ -88,7 +90,7 @@ class Loss:
 
   def _faces(self, z: Array, batch: Batch, valid: Array) -> tuple[Array, Array]:
     """Returns f32[]: the first term, and the share of rows that have a positive."""
-    how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
     group, alike = batch[self.group], None
     if self.subject is not None:
       alike = _joint(group, batch[self.subject])
@@ -105,7 +107,7 @@ class Loss:
 
   def _anchors(self, x: Array, y: Array, group: Array, valid: Array) -> Array:
     """Returns f32[]: the second term, of rows x [b, d] and descriptions y [b, d]."""
-    how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
     count = pairing.count_same(group, valid, strategy=self.strategy, tile=self.tile)
     # A column's score less log |its group|: the sum over rows is one over groups.
     weight = -self.temperature * jnp.log(jnp.maximum(count, 1.0))[:, None]

@@ -8,6 +8,7 @@ paper's fine-tuning of a trained CLIP; the default is CLIP's own at the start.
 """
 
 import dataclasses
+from typing import Any
 
 from model.losses import distance, infonce
 from model.losses import pairs as pairing
@@ -56,7 +57,7 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); over valid rows."""
     del params
-    how = dict(strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     clip = infonce.Loss(
       pairs=self.pairs,
       temperature=self.temperature,

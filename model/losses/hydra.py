@@ -12,6 +12,7 @@ classes, learned with the encoder, and gone at test time. `renormalize` divides 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,8 @@ class Loss:
     Raises:
       ValueError: embeddings not of `dim`, or a batch without the labels.
     """
-    metrics, terms = {}, []
+    metrics: Metrics = {}
+    terms = []
     for a, b in self.pairs:
       self._check(z[a], batch)
       valid = pairing.valid_rows(batch, z[a].shape[0])
@@ -120,7 +122,7 @@ class Loss:
     if self.renormalize:
       lse, own = self._unit_rows(rows, gate, x, y, kinds, valid)
     else:
-      how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+      how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       lse = reduce.row_logsumexp(rows, y, 1 / self.temperature, **how)
       own = reduce.pair_sum(
         _where_same, rows, y, 1 / self.temperature, positive=(kinds, kinds), **how

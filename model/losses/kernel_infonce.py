@@ -13,6 +13,7 @@ the kernels at its own temperature; here it is an exact logsumexp.
 from collections.abc import Iterator
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -70,7 +71,8 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid rows."""
     del params
-    metrics, terms = {}, []
+    metrics: Metrics = {}
+    terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
       forth, back = jnp.float32(0), jnp.float32(0)
@@ -100,7 +102,7 @@ class Loss:
     self, x: Array, y: Array, gamma: float, valid: Array
   ) -> tuple[Array, Array]:
     """Returns log sum_j k(x_i, y_j) and log sum_i k(x_i, y_j), f32[b] each."""
-    how = dict(
+    how: dict[str, Any] = dict(
       valid=valid,
       fn=functools.partial(self._log_kernel, gamma),
       strategy=self.strategy,

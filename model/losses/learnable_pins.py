@@ -57,7 +57,8 @@ class Loss:
     Rows without batch["id"] are a track each.
     """
     del params
-    metrics, terms = {}, []
+    metrics: Metrics = {}
+    terms = []
     for a, b in self.pairs:
       rows = z[a].shape[0]
       valid = pairing.valid_rows(batch, rows)

@@ -13,6 +13,7 @@ bags of arXiv 2212.05561 with logsumexp pooling.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -74,10 +75,10 @@ class Loss:
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
       bags = (batch["id"], batch["id"]) if "id" in batch else "diagonal"
-      how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+      how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       match = reduce.symmetric_logsumexp(z[a], z[b], scale, only=bags, **how)
-      other = reduce.symmetric_logsumexp(z[a], z[b], scale, exclude=bags, **how)
-      other = [jnp.where(jnp.isneginf(x), _NONE, x) for x in other]
+      apart = reduce.symmetric_logsumexp(z[a], z[b], scale, exclude=bags, **how)
+      other = [jnp.where(jnp.isneginf(x), _NONE, x) for x in apart]
       if self.joint:
         one = jnp.ones((z[a].shape[0], 1), jnp.float32)
         # Summed over the bag, as scores of one dimension.

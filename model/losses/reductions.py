@@ -87,8 +87,9 @@ def late(a: Tokens, b: Tokens) -> Array:
 
 def scores_per_pair(a: Array | Tokens, b: Array | Tokens) -> int:
   """Returns how many numbers a pair takes while it is scored."""
-  both = isinstance(a, Tokens) and isinstance(b, Tokens)
-  return a.x.shape[1] * b.x.shape[1] if both else 1
+  if isinstance(a, Tokens) and isinstance(b, Tokens):
+    return a.x.shape[1] * b.x.shape[1]
+  return 1
 
 
 def scores(row: Side, col: Side, scale: Array, bias: Array) -> Array:

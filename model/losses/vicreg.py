@@ -56,7 +56,8 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, of any norm -> (f32[], metrics); over valid rows."""
     del params
-    terms, metrics = [], {}
+    metrics: Metrics = {}
+    terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
       apart = pairing.masked_mean(distance.squared(z[a], z[b]), valid) / z[a].shape[-1]
