@@ -100,11 +100,13 @@ class Setup:
 
   def put(self, batch) -> Batch:
     """Returns this process's rows as global arrays, without keys that nobody reads."""
-    names = (*self.config.model.modalities, "valid", "id")
+    read = getattr(self.objective, "reads", ())
+    names = (*self.config.model.modalities, "valid", "id", *read)
     keep = {
       k: v
       for k, v in batch.items()
-      if k.removesuffix("_mask") in names or k.startswith("label_")
+      if k.removesuffix("_mask").removesuffix("_valid") in names
+      or k.startswith("label_")
     }
     return placement.put_batch(keep, self.mesh)
 

@@ -41,26 +41,20 @@ class Loss:
 
   def __post_init__(self):
     pairing.check(self.pairs)
-    if not 0 < 1 / self.max_scale <= self.temperature:
-      raise ValueError(
-        f"temperature = {self.temperature} must be at least 1 / max_scale = "
-        f"{1 / self.max_scale}"
-      )
+    scaling.check(self.temperature, self.max_scale)
     if not 0 <= self.label_smoothing < 1:
       raise ValueError(f"label_smoothing = {self.label_smoothing} must be in [0, 1)")
 
   def init(self, key: Array) -> Params:
     """Returns {"log_scale": f32[]}, or {} if the temperature is fixed."""
     del key
-    return {"log_scale": scaling.initial(1 / self.temperature)} if self.learned else {}
+    return scaling.parameters(self.temperature, self.learned)
 
   def __call__(
     self, params: Params, z: dict[str, Array], batch: Batch
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid rows."""
-    scale: Array = jnp.float32(1 / self.temperature)
-    if self.learned:
-      scale = scaling.positive(params["log_scale"], self.max_scale)
+    scale = scaling.inverse(params, self.temperature, self.max_scale)
     metrics = {"infonce/temperature": 1 / scale}
     terms = []
     for a, b in self.pairs:

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 
+import jax
 import jax.numpy as jnp
 
+from model.losses import reduce
 from model.types import Array, Batch
 
 Pair = tuple[str, str]
+NEGATIVES = ("rows", "ids")
 
 
 def directions(pairs: Iterable[Pair]) -> Iterator[Pair]:
@@ -43,3 +46,51 @@ def masked_mean(x: Array, valid: Array) -> Array:
 def positive(a: Array, b: Array) -> Array:
   """Returns f32[b]: a_i . b_i, of a and b [b, d]."""
   return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32), axis=-1)
+
+
+def ids(batch: Batch) -> Array:
+  """Returns batch["id"] i32[b]; raises ValueError if there is none."""
+  if "id" not in batch:
+    raise ValueError(
+      f'the loss tells rows apart by batch["id"], i32[b]; got {sorted(batch)}'
+    )
+  return batch["id"]
+
+
+def check_negatives(negatives: str) -> None:
+  """Raises ValueError unless `negatives` is one of NEGATIVES."""
+  if negatives not in NEGATIVES:
+    raise ValueError(f"negatives = {negatives!r} must be one of {NEGATIVES}")
+
+
+def no_negatives(batch: Batch, negatives: str) -> reduce.Exclude:
+  """Returns the pairs to exclude: of one row ("rows"), or of one id ("ids")."""
+  return "diagonal" if negatives == "rows" else (ids(batch), ids(batch))
+
+
+def count_same(marks: Array, valid: Array, *, strategy: str, tile: int | None) -> Array:
+  """Returns f32[b]: how many valid rows share the mark i32[b], the row itself too."""
+  nothing = jnp.zeros((marks.shape[0], 1), jnp.float32)
+  return reduce.pair_sum(
+    _one_if_same,
+    nothing,
+    nothing,
+    0.0,
+    valid=valid,
+    positive=(marks, marks),
+    strategy=strategy,
+    tile=tile,
+  )
+
+
+def _one_if_same(s: Array, same: Array) -> Array:
+  del s
+  return same.astype(jnp.float32)
+
+
+def log_total(*parts: Array) -> Array:
+  """Returns f32[b]: log of the sum of exp of parts f32[b]; no nan if all are -inf."""
+  stack = jnp.stack(parts)
+  none = jnp.all(jnp.isneginf(stack), axis=0)
+  total = jax.nn.logsumexp(jnp.where(none[None, :], 0.0, stack), axis=0)
+  return jnp.where(none, -jnp.inf, total)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from model.losses import reductions
-from model.losses.reductions import Side
+from model.losses.reductions import Side, Tokens
 from model.types import BATCH_AXES, Array
 
 STRATEGIES = ("auto", "dense", "tiled", "ring")
@@ -36,17 +36,20 @@ GATHER_BYTES = 256 * 2**20  # per device; 87k columns of 768 f32
 TILE_SCORES = 2**22  # scores of one tile if `tile` is not given: 16 MiB of f32
 
 Exclude = str | tuple[Array, Array] | None
+Fn = Callable[[Array, Array], Array]
 Valid = Array | tuple[Array | None, Array | None] | None
 Scalar = Array | float
 
 
 def row_logsumexp(
-  a: Array,
-  b: Array,
+  a: Array | Tokens,
+  b: Array | Tokens,
   scale: Scalar,
   *,
   valid: Array | None = None,
   exclude: Exclude = None,
+  only: Exclude = None,
+  fn: Fn | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
@@ -57,12 +60,15 @@ def row_logsumexp(
   products are summed in f32.
 
   Args:
-    a: [b, d].
-    b: [b2, d].
+    a: [b, d], or Tokens, to be scored by reductions.late.
+    b: [b2, d], or Tokens.
     scale: f32[].
     valid: bool[b2], columns that count; None: all. A row without any gives -inf.
     exclude: pairs to leave out: None, "diagonal" (j = i), or marks (i32[b], i32[b2]):
       the pairs of equal mark.
+    only: likewise, the only pairs to keep; not together with exclude.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...], in the place of the score;
+      of finite slope everywhere. `same`: the pairs of exclude or only, else j = i.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -70,8 +76,8 @@ def row_logsumexp(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, (None, valid), exclude or "none")
-  op = reductions.LogSumExp(both=False, exclude=exclude is not None)
+  marks, op = _logsumexp(exclude, only, fn, both=False)
+  row, col = _sides(a, b, (None, valid), marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
@@ -82,6 +88,8 @@ def symmetric_logsumexp(
   *,
   valid: Valid = None,
   exclude: Exclude = None,
+  only: Exclude = None,
+  fn: Fn | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
@@ -94,6 +102,8 @@ def symmetric_logsumexp(
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]).
     exclude: as in `row_logsumexp`.
+    only: as in `row_logsumexp`.
+    fn: as in `row_logsumexp`.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -101,33 +111,36 @@ def symmetric_logsumexp(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, valid, exclude or "none")
-  op = reductions.LogSumExp(both=True, exclude=exclude is not None)
+  marks, op = _logsumexp(exclude, only, fn, both=True)
+  row, col = _sides(a, b, valid, marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)
 
 
 def pair_sum(
-  fn: Callable[[Array, Array], Array],
+  fn: Callable[..., Any],
   a: Array,
   b: Array,
   scale: Scalar,
   *,
   valid: Valid = None,
   positive: str | tuple[Array, Array] = "diagonal",
+  given: tuple[Array, Array] | None = None,
   strategy: str = "auto",
   bias: Scalar = 0.0,
   tile: int | None = None,
-) -> Array:
+) -> Any:
   """Returns f32[b]: sum_j fn(scale * a_i . b_j + bias, positive_ij), j valid columns.
 
   Args:
     fn: elementwise (s f32[...], positive bool[...]) -> f32[...], differentiated by s
-      only; it must close over no array.
+      only; it must close over no array. May return a tuple: so does `pair_sum`.
     a: [b, d].
     b: [b2, d].
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]); a row not valid gives 0.
     positive: "diagonal" (j = i), or marks (i32[b], i32[b2]): the pairs of equal mark.
+    given: (g [b, d2], h [b2, d2]): fn gets g_i . h_j as a third argument, such as the
+      similarity to a teacher. Has no gradient.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
@@ -136,7 +149,14 @@ def pair_sum(
     ValueError: shapes that do not fit, or an unknown strategy.
   """
   row, col = _sides(a, b, valid, positive)
-  return _reduce(reductions.PairSum(fn), row, col, scale, bias, strategy, tile)[0]
+  if given is not None:
+    for side, x in zip((row, col), given):
+      if x.ndim != 2 or x.shape[0] != side.valid.shape[0]:
+        raise ValueError(f"given must be [{side.valid.shape[0]}, d2]; got {x.shape}")
+    given = lax.stop_gradient(given)
+    row, col = (x._replace(given=g) for x, g in zip((row, col), given))
+  op = reductions.PairSum(fn, given=given is not None)
+  return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
 def row_top_k(
@@ -182,25 +202,38 @@ class _Plan:
   tile: int
 
 
-def _sides(a: Array, b: Array, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:
+def _logsumexp(exclude: Exclude, only: Exclude, fn: Fn | None, both: bool):
+  """Returns the marks of the pairs, and the reduction that heeds them."""
+  if exclude is not None and only is not None:
+    raise ValueError("give exclude or only, not both: each says which pairs to keep")
+  op = reductions.LogSumExp(both, exclude is not None, only is not None, fn)
+  return (exclude if only is None else only) or "none", op
+
+
+def _sides(
+  a: Array | Tokens, b: Array | Tokens, valid: Valid, marks: str | tuple
+) -> tuple[Side, Side]:
   """Checks the public arguments and fills in what was left out."""
-  if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-    raise ValueError(f"a and b must be [b, d] and [b2, d]; got {a.shape} and {b.shape}")
-  if a.dtype != b.dtype or a.dtype != jnp.bfloat16:
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  x, y = (v.x if isinstance(v, Tokens) else v for v in (a, b))
+  ndim = 3 if isinstance(a, Tokens) else 2
+  if x.ndim != ndim or y.ndim != ndim or x.shape[-1] != y.shape[-1]:
+    want = "[b, d] and [b2, d], or Tokens of [b, k, d] and [b2, r, d]"
+    raise ValueError(f"a and b must be {want}; got {x.shape} and {y.shape}")
+  if x.dtype != y.dtype or x.dtype != jnp.bfloat16:
+    a, b = jax.tree.map(lambda v: v.astype(jnp.float32), (a, b))
   valid = valid if isinstance(valid, tuple) else (valid, valid)
-  index = tuple(jnp.arange(x.shape[0], dtype=jnp.int32) for x in (a, b))
+  index = tuple(jnp.arange(v.shape[0], dtype=jnp.int32) for v in (x, y))
   if marks == "none" or marks == "diagonal":
     marks = index
   elif isinstance(marks, str):
     raise ValueError(f"{marks!r} must be 'diagonal' or (i32[b], i32[b2])")
   sides = []
-  for x, m, i, v in zip((a, b), marks, index, valid):
-    for name, y in (("valid", v), ("marks", m)):
-      if y is not None and y.shape != x.shape[:1]:
-        raise ValueError(f"{name} must be [{x.shape[0]}]; got {y.shape}")
-    v = jnp.ones(x.shape[0], bool) if v is None else v.astype(bool)
-    sides.append(Side(x, m, i, v))
+  for side, m, i, v in zip((a, b), marks, index, valid):
+    for name, given in (("valid", v), ("marks", m)):
+      if given is not None and given.shape != i.shape:
+        raise ValueError(f"{name} must be [{i.shape[0]}]; got {given.shape}")
+    v = jnp.ones(i.shape, bool) if v is None else v.astype(bool)
+    sides.append(Side(side, m, i, v))
   return sides[0], sides[1]
 
 
@@ -216,14 +249,15 @@ def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
   if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
     raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
   shards = math.prod(size[x] for x in axes)
-  n = col.x.shape[0]
-  rows = -(-row.x.shape[0] // shards)
-  tile = tile or max(512, TILE_SCORES // max(rows, 1))
+  n = col.valid.shape[0]
+  rows = -(-row.valid.shape[0] // shards)
+  each = reductions.scores_per_pair(row.x, col.x)
+  tile = tile or max(-(-512 // each), TILE_SCORES // max(rows * each, 1))
   if strategy == "auto":
     if shards == 1:
       strategy = "dense" if n <= tile else "tiled"
     else:
-      gathered = n * col.x.shape[1] * col.x.dtype.itemsize
+      gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(col.x))
       strategy = "ring" if gathered > GATHER_BYTES else "tiled"
   return _Plan(strategy, axes, shards, tile)
 
@@ -235,8 +269,8 @@ def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | No
   if plan.strategy == "dense" and not isinstance(op, reductions.TopK):
     return op.dense(reductions.scores(row, col, scale, bias), row, col)
   if plan.strategy == "dense":
-    plan = dataclasses.replace(plan, strategy="tiled", tile=col.x.shape[0])
-  n, n2 = row.x.shape[0], col.x.shape[0]
+    plan = dataclasses.replace(plan, strategy="tiled", tile=col.valid.shape[0])
+  n, n2 = row.valid.shape[0], col.valid.shape[0]
   row, col = _padded(row, plan.shards), _padded(col, plan.shards)
   if isinstance(op, reductions.TopK):
     out, cols = _finish(op, *_carries(op, plan, row, col, scale, bias))
@@ -247,7 +281,7 @@ def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | No
 
 def _padded(side: Side, shards: int) -> Side:
   """Adds rows that are not valid until the devices can share them equally."""
-  pad = -side.x.shape[0] % shards
+  pad = -side.valid.shape[0] % shards
   if not pad:
     return side
   return jax.tree.map(lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), side)
@@ -299,8 +333,8 @@ _tiles.defvjp(_tiles_fwd, _tiles_bwd)
 
 def _forward(op, plan: _Plan, row: Side, col: Side, scale, bias):
   """One device's part: its rows against all columns."""
-  n = col.x.shape[0]
-  rows = op.start(row.x.shape[0])
+  n = col.valid.shape[0]
+  rows = op.start(row.valid.shape[0])
   ringing = plan.strategy == "ring" and plan.shards > 1
   if not ringing:
     col = _gather(plan, col)
@@ -331,30 +365,28 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
   if not ringing:
     da, db, dbias = back(_gather(plan, col), cols=_gather(plan, cols))
     if plan.shards > 1:
-      db = lax.psum_scatter(db, plan.axes, tiled=True)
+      db = jax.tree.map(lambda x: lax.psum_scatter(x, plan.axes, tiled=True), db)
   else:
 
     def hop(carry, _):
       da, db, dbias, col, cols = carry
       following = _send(plan, (col, cols))
       more_a, more_b, more_bias = back(col, cols=cols)
+      da, db = jax.tree.map(jnp.add, (da, db), (more_a, more_b))
       # The gradient travels with its columns and is home after the last hop.
-      db = _send(plan, db + more_b)
-      return (da + more_a, db, dbias + more_bias, *following), None
+      return (da, _send(plan, db), dbias + more_bias, *following), None
 
-    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (row.x, col.x)]
-    start = (*zeros, jnp.zeros((), jnp.float32), col, cols)
+    start = (*reductions.zeros((row.x, col.x, jnp.float32(0))), col, cols)
     (da, db, dbias, *_), _ = lax.scan(hop, start, length=plan.shards)
-  # d/dscale = sum_ij ds_ij a_i . b_j: da already holds the sums over j.
-  dscale = jnp.sum(row.x.astype(jnp.float32) * da)
+  # d/dscale = sum_ij ds_ij a_i . b_j; da holds the sums over j (degree 1 in tokens).
+  x, dx = (row.x.x, da.x) if isinstance(row.x, Tokens) else (row.x, da)
+  dscale = jnp.sum(x.astype(jnp.float32) * dx)
   if plan.shards > 1:
     dscale, dbias = lax.psum((dscale, dbias), plan.axes)
-  return (
-    (da * scale).astype(row.x.dtype),
-    (db * scale).astype(col.x.dtype),
-    dscale,
-    dbias,
+  da, db = jax.tree.map(
+    lambda d, x: (d * scale).astype(x.dtype), (da, db), (row.x, col.x)
   )
+  return da, db, dscale, dbias
 
 
 def _gather(plan: _Plan, tree: Any) -> Any:

@@ -1,10 +1,11 @@
 """What is reduced over pairs, one tile of scores at a time; arrays of one device.
 
-A score is s_ij = scale * a_i . b_j + bias. A reduction keeps a carry per row (and, if
+A score is s_ij = scale * a_i . b_j + bias, where the product of two sets of vectors is
+that of late interaction. A reduction keeps a carry per row (and, if
 it is `both`, per column), absorbs tiles in any order, and knows its own gradient by
 score, so that the backward pass can make each tile again instead of keeping it.
 
-Axis letters: b rows, c columns of the tile at hand, d embedding.
+Axis letters: b rows, c columns of the tile at hand, d embedding, k and r tokens.
 """
 
 from collections.abc import Callable
@@ -18,20 +19,34 @@ import jax.numpy as jnp
 from model.types import Array
 
 
+class Tokens(NamedTuple):
+  """Rows that are sets of vectors: words, patches.
+
+  Attributes:
+    x: [n, k, d] tokens, f32 or bf16.
+    real: f32[n, k], 1 for a token and 0 for padding.
+  """
+
+  x: Array
+  real: Array
+
+
 class Side(NamedTuple):
   """One side of the pairs.
 
   Attributes:
-    x: [n, d] embeddings, f32 or bf16.
+    x: [n, d] embeddings, f32 or bf16; or Tokens, on both sides.
     mark: i32[n]; a row and a column of equal mark are the same thing: on the diagonal.
     place: i32[n], the position in the global array.
     valid: bool[n], False rows count for nothing on the other side.
+    given: [n, d2], whose inner products are a second score; None if there is none.
   """
 
-  x: Array
+  x: Array | Tokens
   mark: Array
   place: Array
   valid: Array
+  given: Array | None = None
 
 
 def same(row: Side, col: Side) -> Array:
@@ -54,9 +69,45 @@ def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
   )
 
 
+def late(a: Tokens, b: Tokens) -> Array:
+  """Returns f32[b, c]: mean over tokens of a_i of their greatest product with b_j's.
+
+  Not symmetric: each token of a looks for one in b. Padding neither looks nor is found;
+  an empty set on either side gives 0. Holds [b, k, c, r]. FILIP (arXiv 2111.07783).
+  """
+  (n, k, d), (c, r, _) = a.x.shape, b.x.shape
+  s = dot(a.x.reshape(n * k, d), b.x.reshape(c * r, d), (1, 1)).reshape(n, k, c, r)
+  real = b.real[None, None] > 0
+  best = jnp.max(jnp.where(real, s, -jnp.inf), axis=-1)
+  best = jnp.where(jnp.any(real, axis=-1), best, 0.0)
+  looking = lax.stop_gradient(a.real)
+  share = looking / jnp.maximum(jnp.sum(looking, axis=-1, keepdims=True), 1.0)
+  return jnp.sum(best * share[:, :, None], axis=1)
+
+
+def scores_per_pair(a: Array | Tokens, b: Array | Tokens) -> int:
+  """Returns how many numbers a pair takes while it is scored."""
+  if isinstance(a, Tokens) and isinstance(b, Tokens):
+    return a.x.shape[1] * b.x.shape[1]
+  return 1
+
+
 def scores(row: Side, col: Side, scale: Array, bias: Array) -> Array:
   """Returns f32[b, c]: scale * a . b + bias."""
-  return dot(row.x, col.x, (1, 1)) * scale + bias
+  return _products(row.x, col.x) * scale + bias
+
+
+def _products(a, b) -> Array:
+  return late(a, b) if isinstance(a, Tokens) else dot(a, b, (1, 1))
+
+
+def _pull_products(ds: Array, a, b) -> tuple[Any, Any]:
+  """Returns the gradients by a and b, f32, of sum ds * products."""
+  if isinstance(a, Tokens):
+    _, pull = jax.vjp(late, a, b)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), pull(ds))
+  rounded = ds.astype(b.dtype)
+  return dot(rounded, b, (1, 0)), dot(rounded, a, (0, 0))
 
 
 def _along(x: Array, axis: int) -> Array:
@@ -71,10 +122,15 @@ class LogSumExp:
   Attributes:
     both: also over the valid rows, for each column.
     exclude: leave out the pairs of equal mark.
+    only: leave out all others.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...], put in the place of s; of
+      finite slope everywhere, also where s is not counted; must close over no array.
   """
 
   both: bool
   exclude: bool
+  only: bool = False
+  fn: Callable[[Array, Array], Array] | None = None
 
   def start(self, n: int) -> Any:
     """Returns the carry of n rows: the maximum, and the sum of exp(s - maximum)."""
@@ -83,7 +139,7 @@ class LogSumExp:
   def absorb(self, carry: Any, s: Array, row: Side, col: Side, axis: int) -> Any:
     """Returns the carry of rows (axis 1) or columns (0) after the tile s f32[b, c]."""
     top, total = carry
-    keep = self._keep(row, col, axis)
+    s, keep = self._map(s, row, col), self._keep(row, col, axis)
     new = jnp.maximum(top, jnp.max(jnp.where(keep, s, -jnp.inf), axis=axis))
     base = jnp.where(new == -jnp.inf, 0.0, new)  # -inf - -inf is nan
     terms = jnp.where(keep, jnp.exp(s - _along(base, axis)), 0.0)
@@ -105,11 +161,13 @@ class LogSumExp:
 
   def pull(self, s: Array, row: Side, col: Side, rows: Any, cols: Any) -> Array:
     """Returns f32[b, c], the gradient by s; rows, cols: (carry, cotangent)."""
+    s, back = jax.vjp(lambda s: self._map(s, row, col), s)
     ds = self._pull(s, row, col, rows, 1)
-    return ds + self._pull(s, row, col, cols, 0) if self.both else ds
+    return back(ds + self._pull(s, row, col, cols, 0) if self.both else ds)[0]
 
   def dense(self, s: Array, row: Side, col: Side) -> tuple[Array, Array | None]:
     """The definition, in plain JAX, from all scores f32[b, b2]."""
+    s = self._map(s, row, col)
     cols = self._dense(s, row, col, 0) if self.both else None
     return self._dense(s, row, col, 1), cols
 
@@ -122,8 +180,12 @@ class LogSumExp:
 
   def _keep(self, row: Side, col: Side, axis: int) -> Array:
     valid = col.valid[None, :] if axis == 1 else row.valid[:, None]
-    shape = (row.valid.shape[0], col.valid.shape[0])
-    return valid & ~same(row, col) if self.exclude else jnp.broadcast_to(valid, shape)
+    if self.exclude or self.only:
+      return valid & (same(row, col) if self.only else ~same(row, col))
+    return jnp.broadcast_to(valid, (row.valid.shape[0], col.valid.shape[0]))
+
+  def _map(self, s: Array, row: Side, col: Side) -> Array:
+    return s if self.fn is None else self.fn(s, same(row, col))
 
   def _pull(self, s: Array, row: Side, col: Side, residual: Any, axis: int) -> Array:
     (top, total), g = residual
@@ -140,36 +202,51 @@ class PairSum:
   """sum_j fn(s_ij, same_ij) over the valid columns, 0 for a row that is not valid.
 
   Attributes:
-    fn: elementwise (s f32[...], same bool[...]) -> f32[...]; must close over no array.
+    fn: elementwise (s f32[...], same bool[...]) -> f32[...] or a tuple of them; must
+      close over no array.
+    given: fn has a third argument, the second score, by which it is not differentiated.
     both: always False; a sum over the rows is `jnp.sum` of it.
   """
 
-  fn: Callable[[Array, Array], Array]
+  fn: Callable[..., Any]
+  given: bool = False
   both: bool = False
 
   def start(self, n: int) -> Any:
-    """Returns the sum so far of n rows."""
-    return jnp.zeros(n, jnp.float32)
+    """Returns the sums so far of n rows."""
+    score = jax.ShapeDtypeStruct((), jnp.float32)
+    more = (score,) if self.given else ()
+    sums = jax.eval_shape(self.fn, score, jax.ShapeDtypeStruct((), jnp.bool), *more)
+    return jax.tree.map(lambda _: jnp.zeros(n, jnp.float32), sums)
 
   def absorb(self, carry: Any, s: Array, row: Side, col: Side, axis: int) -> Any:
     """Returns the sums of the rows after the tile s f32[b, c]."""
-    terms = jnp.where(self._keep(row, col), self.fn(s, same(row, col)), 0.0)
-    return carry + jnp.sum(terms, axis=axis)
+    keep, terms = self._keep(row, col), self._of(row, col)(s)
 
-  def finish(self, carry: Any) -> Array:
-    """Returns f32[n]."""
+    def add(total, x):
+      return total + jnp.sum(jnp.where(keep, x, 0.0), axis=axis)
+
+    return jax.tree.map(add, carry, terms)
+
+  def finish(self, carry: Any) -> Any:
+    """Returns f32[n], or a tuple of them."""
     return carry
 
   def pull(self, s: Array, row: Side, col: Side, rows: Any, cols: Any) -> Array:
     """Returns f32[b, c], the gradient by s; rows: (carry, cotangent)."""
     del cols
-    _, pull = jax.vjp(lambda s: self.fn(s, same(row, col)), s)
-    (ds,) = pull(jnp.broadcast_to(rows[1][:, None], s.shape))
+    _, pull = jax.vjp(self._of(row, col), s)
+    (ds,) = pull(jax.tree.map(lambda g: jnp.broadcast_to(g[:, None], s.shape), rows[1]))
     return jnp.where(self._keep(row, col), ds, 0.0)
 
-  def dense(self, s: Array, row: Side, col: Side) -> tuple[Array, Array | None]:
+  def dense(self, s: Array, row: Side, col: Side) -> tuple[Any, None]:
     """The definition, in plain JAX, from all scores f32[b, b2]."""
     return self.absorb(self.start(row.mark.shape[0]), s, row, col, 1), None
+
+  def _of(self, row: Side, col: Side) -> Callable[[Array], Any]:
+    """Returns fn of the score alone, for the tile at hand."""
+    more = (dot(row.given, col.given, (1, 1)),) if self.given else ()
+    return lambda s: self.fn(s, same(row, col), *more)
 
   def _keep(self, row: Side, col: Side) -> Array:
     return row.valid[:, None] & col.valid[None, :]
@@ -251,21 +328,25 @@ def backward(op, row: Side, col: Side, scale, bias, tile: int, rows: Any, cols: 
     cols: (carry after `forward`, cotangent f32[b2]), or None unless op.both.
 
   Returns:
-    f32[b, d] by row.x and f32[b2, d] by col.x, both still to be multiplied by scale,
-    and f32[] by bias.
+    f32 of the shapes of row.x and of col.x, both still to be multiplied by scale, and
+    f32[] by bias.
   """
 
   def body(carry, item):
     da, dbias = carry
     part, cols = item
     ds = op.pull(scores(row, part, scale, bias), row, part, rows, cols)
-    rounded = ds.astype(part.x.dtype)
-    da += dot(rounded, part.x, (1, 0))
-    return (da, dbias + jnp.sum(ds)), dot(rounded, row.x, (0, 0))
+    more, db = _pull_products(ds, row.x, part.x)
+    return (jax.tree.map(jnp.add, da, more), dbias + jnp.sum(ds)), db
 
-  zero = jnp.zeros(row.x.shape, jnp.float32), jnp.zeros((), jnp.float32)
+  zero = zeros(row.x), jnp.zeros((), jnp.float32)
   (da, dbias), db = _over_tiles(body, zero, (col, cols), tile)
   return da, db, dbias
+
+
+def zeros(tree: Any) -> Any:
+  """Returns f32 zeros of the shapes of `tree`."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
 
 
 def _over_tiles(body: Callable, carry: Any, items: Any, tile: int) -> tuple[Any, Any]:

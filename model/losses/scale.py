@@ -5,7 +5,27 @@ import math
 import jax
 import jax.numpy as jnp
 
-from model.types import Array
+from model.types import Array, Params
+
+
+def check(temperature: float, max_scale: float) -> None:
+  """Raises ValueError unless 0 < 1 / max_scale <= temperature."""
+  if not 0 < 1 / max_scale <= temperature:
+    raise ValueError(
+      f"temperature = {temperature} must be at least 1 / max_scale = {1 / max_scale}"
+    )
+
+
+def parameters(temperature: float, learned: bool) -> Params:
+  """Returns {"log_scale": f32[]}, or {} if the temperature is fixed."""
+  return {"log_scale": initial(1 / temperature)} if learned else {}
+
+
+def inverse(params: Params, temperature: float, max_scale: float) -> Array:
+  """Returns f32[]: the learned scale if params has one, else 1 / temperature."""
+  if "log_scale" not in params:
+    return jnp.float32(1 / temperature)
+  return positive(params["log_scale"], max_scale)
 
 
 def initial(scale: float) -> Array:

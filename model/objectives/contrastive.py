@@ -17,6 +17,9 @@ _KEY = "config.objective.options.losses"
 class Objective:
   """loss = sum_k weight_k * loss_k(z), z the normalised pooled embeddings.
 
+  A loss may ask for other z by an attribute of its class: `normalized = False` for
+  pooled embeddings as they are, `tokens = True` for all that `encode` gives.
+
   The parameters of the k-th loss, and its metrics, are kept under its name; a second
   loss of the same name is called <name>_2, and so on.
 
@@ -48,6 +51,12 @@ class Objective:
       label = name if count == 1 else f"{name}_{count}"
       parts.append((label, name, float(weight), loss))
     object.__setattr__(self, "parts", tuple(parts))
+
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """Returns the keys of the batch, other than modalities, that the losses need."""
+    parts = (loss for _, _, _, loss in self.parts)
+    return tuple({k: None for loss in parts for k in getattr(loss, "reads", ())})
 
   def init(self, key: Array, towers: Any, batch_spec: Batch) -> tuple[Params, State]:
     """Returns ({loss label: its parameters}, {}).
@@ -83,11 +92,11 @@ class Objective:
     self._check(encoded)
     raw = {m: e.pooled.astype(jnp.float32) for m, e in encoded.items()}
     unit = {m: normalize(x) for m, x in raw.items()}
+    forms: dict[str, Mapping[str, Any]] = dict(raw=raw, unit=unit, tokens=encoded)
     total = jnp.zeros((), jnp.float32)
     metrics: Metrics = {}
     for label, name, weight, loss in self.parts:
-      z = unit if getattr(loss, "normalized", True) else raw
-      value, own = loss(params.get(label, {}), z, batch)
+      value, own = loss(params.get(label, {}), forms[_form(loss)], batch)
       total += weight * value
       metrics[f"{label}/loss"] = value
       for k, v in own.items():
@@ -96,15 +105,23 @@ class Objective:
 
   def _check(self, present: Mapping[str, Any]) -> None:
     for i, (_, name, _, loss) in enumerate(self.parts):
-      for pair in getattr(loss, "pairs", ()):
-        for m in pair:
-          if m not in present:
-            raise ValueError(
-              f"loss {name!r} pairs {pair}, but the batch has no {m!r} "
-              f"({catalogue.near_misses(m, sorted(present))}). Set the pairs of {_KEY}"
-              f"[{i}], or add {m!r} to config.model.modalities and let "
-              "config.data.transforms make it."
-            )
+      kind = "modalities" if hasattr(loss, "modalities") else "pairs"
+      named = getattr(loss, kind, ())
+      for m in named if kind == "modalities" else sum(named, ()):
+        if m not in present:
+          raise ValueError(
+            f"loss {name!r} compares {kind} = {named}, but the batch has no {m!r} "
+            f"({catalogue.near_misses(m, sorted(present))}). Set the {kind} of {_KEY}"
+            f"[{i}], or add {m!r} to config.model.modalities and let "
+            "config.data.transforms make it."
+          )
+
+
+def _form(loss: Any) -> str:
+  """Returns the form of z that a loss asks for: "unit", "raw" or "tokens"."""
+  if getattr(loss, "tokens", False):
+    return "tokens"
+  return "unit" if getattr(loss, "normalized", True) else "raw"
 
 
 def normalize(x: Array) -> Array:

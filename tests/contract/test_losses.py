@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from model import catalogue
-from model.types import BATCH_AXES, MESH_AXES
+from model.types import BATCH_AXES, MESH_AXES, Encoded
 
 B, D, DROPPED = 24, 16, 5
+TOKENS = 3
 
 
 def discovered():
@@ -27,27 +28,48 @@ NAMES = discovered()
 
 
 def build(name, **options):
+  """The loss with its defaults; parameters as wide as an embedding ask for `dim`."""
+  fields = dataclasses.fields(catalogue.find("model.losses", name, "Loss"))
+  if any(f.name == "dim" for f in fields):
+    options = {"dim": D, **options}
   return catalogue.load("model.losses", name, "Loss", options)
 
 
 def modalities(loss):
+  """What the loss says it compares: `modalities`, or else `pairs` of them."""
   pairs = getattr(loss, "pairs", (("image", "text"),))
-  return sorted({m for pair in pairs for m in pair})
+  return sorted({*getattr(loss, "modalities", (m for pair in pairs for m in pair))})
 
 
 def embeddings(loss, b=B):
-  """Unit vectors that share a signal, as after some training."""
+  """Unit vectors, or sets of them, that share a signal, as after some training."""
   rng = np.random.default_rng(0)
-  common = rng.normal(size=(b, D))
+  sets = getattr(loss, "tokens", False)
+  shape = (b, TOKENS, D) if sets else (b, D)
+  common = rng.normal(size=shape)
   z = {}
   for m in modalities(loss):
-    x = common + rng.normal(size=(b, D))
-    z[m] = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+    x = common + rng.normal(size=shape)
+    x = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+    z[m] = Encoded(pooled=None, tokens=x) if sets else x
   return z
 
 
-def batch_of(b=B):
-  return {"valid": np.ones(b, bool), "id": np.arange(b, dtype=np.int32)}
+def _like(keep, x):
+  """keep bool[b], to broadcast against x [b, ...]."""
+  return keep.reshape(-1, *(x.ndim - 1) * (1,))
+
+
+def rows(z, index):
+  return jax.tree.map(lambda x: x[index], z)
+
+
+def batch_of(loss, b=B):
+  """Whatever else the loss says that it `reads` is a positive number of each row."""
+  index = np.arange(b, dtype=np.int32)
+  batch = {"valid": np.ones(b, bool), "id": index, "label": index % 5}
+  numbers = np.random.default_rng(5).uniform(1, 100, b).astype(np.float32)
+  return {key: numbers for key in getattr(loss, "reads", ())} | batch
 
 
 def parameters(loss):
@@ -69,7 +91,7 @@ def value_and_grad(loss):
 @functools.cache
 def reference(name):
   loss = build(name)
-  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of())
+  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of(loss))
   return jax.device_get(out)
 
 
@@ -78,7 +100,7 @@ def on_mesh(loss, shape):
   mesh = jax.make_mesh(shape, MESH_AXES, axis_types=auto)
   with jax.set_mesh(mesh):
     split = jax.NamedSharding(mesh, P(BATCH_AXES))
-    z, batch = jax.device_put((embeddings(loss), batch_of()), split)
+    z, batch = jax.device_put((embeddings(loss), batch_of(loss)), split)
     return jax.device_get(value_and_grad(loss)(parameters(loss), z, batch))
 
 
@@ -129,12 +151,12 @@ def test_value_and_gradient_are_finite(name):
 def test_permuted_rows_permute_the_gradient(name):
   loss = build(name)
   order = np.random.default_rng(1).permutation(B)
-  z, batch = jax.tree.map(lambda x: x[order], (embeddings(loss), batch_of()))
+  z, batch = rows((embeddings(loss), batch_of(loss)), order)
   (value, _), (grads, dz) = value_and_grad(loss)(parameters(loss), z, batch)
   (want, _), (want_grads, want_dz) = reference(name)
   assert_near(value, want)
   assert_slopes_near(grads, want_grads)
-  assert_near(dz, {m: x[order] for m, x in want_dz.items()})
+  assert_near(dz, rows(want_dz, order))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,18 +164,18 @@ def test_masked_rows_are_dropped_rows(name):
   loss = build(name)
   keep = np.random.default_rng(2).permutation(B) >= DROPPED
   z = embeddings(loss)
-  z = {m: np.where(keep[:, None], x, np.float32(50) * x[::-1]) for m, x in z.items()}
+  z = jax.tree.map(lambda x: np.where(_like(keep, x), x, np.float32(50) * x[::-1]), z)
   f = value_and_grad(loss)
-  (value, metrics), (grads, dz) = f(
-    parameters(loss), z, {"valid": keep, "id": batch_of()["id"]}
-  )
-  few = {m: x[keep] for m, x in z.items()}
-  want_batch = {"id": batch_of()["id"][keep]}  # `valid` may be left out
+  batch = {**batch_of(loss), "valid": keep}
+  (value, metrics), (grads, dz) = f(parameters(loss), z, batch)
+  few = rows(z, keep)
+  # `valid` may be left out
+  want_batch = {k: x[keep] for k, x in batch.items() if k != "valid"}
   (want, want_metrics), (want_grads, want_dz) = f(parameters(loss), few, want_batch)
   assert_near((value, metrics), (want, want_metrics))
   assert_slopes_near(grads, want_grads)
-  assert_near({m: x[keep] for m, x in dz.items()}, want_dz)
-  assert all(np.all(np.asarray(x)[~keep] == 0) for x in dz.values())
+  assert_near(rows(dz, keep), want_dz)
+  assert all(np.all(np.asarray(x)[~keep] == 0) for x in jax.tree.leaves(dz))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 2, 1)], ids=str)
@@ -169,7 +191,7 @@ def test_strategies_are_equal(name, strategy):
   if "strategy" not in {f.name for f in dataclasses.fields(loss)}:
     pytest.skip("has no strategies")
   loss = dataclasses.replace(loss, strategy=strategy, tile=5)
-  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of())
+  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of(loss))
   assert_outputs_near(out, reference(name))
   if strategy != "dense":
     assert_outputs_near(on_mesh(loss, (2, 2, 2, 1)), reference(name))
@@ -178,8 +200,8 @@ def test_strategies_are_equal(name, strategy):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_is_close_to_float32(name):
   loss = build(name)
-  z = {m: x.astype(jnp.bfloat16) for m, x in embeddings(loss).items()}
-  out = value_and_grad(loss)(parameters(loss), z, batch_of())
+  z = jax.tree.map(lambda x: x.astype(jnp.bfloat16), embeddings(loss))
+  out = value_and_grad(loss)(parameters(loss), z, batch_of(loss))
   assert out[0][0].dtype == jnp.float32
   # bf16 keeps 8 bits of each coordinate: 0.4%, a few of which meet in a score of 14.
   assert_outputs_near(out, reference(name), 3e-2)
@@ -190,9 +212,9 @@ def test_new_values_do_not_recompile(name):
   loss = build(name)
   f = value_and_grad(loss)
   params, z = parameters(loss), embeddings(loss)
-  f(params, z, batch_of())
+  f(params, z, batch_of(loss))
   traced = len(TRACES)
   assert loss in TRACES
   moved = jax.tree.map(lambda x: x + 0.1, params)
-  f(moved, {m: x[::-1] for m, x in z.items()}, batch_of())
+  f(moved, rows(z, slice(None, None, -1)), batch_of(loss))
   assert len(TRACES) == traced

@@ -33,6 +33,17 @@ def test_microbatches_equal_the_whole_batch_in_value_and_gradient(chunks):
   )
 
 
+def test_columns_that_a_loss_reads_reach_the_step():
+  config = tiny()
+  config.objective.options.losses = (("gcl", 1.0, {"query": "who"}),)
+  setup = one_device(config)
+  column = np.ones(config.batch_size, np.int32)
+  keys = ("grade", "who", "text_valid", "index", "who_else")
+  batch = batch_of(config)
+  kept = setup.put(batch | dict.fromkeys(keys, column))
+  assert kept.keys() == {*batch, "grade", "who", "text_valid"}
+
+
 def test_microbatches_hold_fewer_activations():
   def temp_bytes(chunks):
     setup = one_device(tiny(batch_size=512, microbatches=chunks))

@@ -1,5 +1,7 @@
 """InfoNCE against a double loop in f64, its options, and its temperature."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,21 @@ def test_several_pairs_are_averaged():
   parts = [infonce.Loss(pairs=(p,), learned=False)({}, z, {})[0] for p in pairs]
   np.testing.assert_allclose(value, np.mean(parts), rtol=1e-6)
   assert "infonce/text_to_audio" in metrics
+
+
+def test_all_pairs_of_many_modalities_in_any_order():
+  """N-pairwise contrast, of any number of modalities, is an option and not a loss."""
+  modalities = ("image", "text", "audio", "depth")
+  z, valid = make(modalities=modalities), np.arange(B) % 4 != 1
+  want = [
+    loop(z[a], z[b], 0.07, valid)
+    for a, b in itertools.permutations(modalities, 2)  # both directions of each pair
+  ]
+  for names in (modalities, modalities[::-1]):
+    loss = infonce.Loss(pairs=tuple(itertools.combinations(names, 2)), learned=False)
+    value, metrics = loss({}, z, {"valid": valid})
+    np.testing.assert_allclose(value, np.mean(want), rtol=3e-6)
+    assert sum("_to_" in key for key in metrics) == 12
 
 
 def test_fixed_temperature_has_no_parameter():

@@ -43,6 +43,13 @@ def make(b=B, b2=None, d=D, seed=0):
 
 VALID = np.arange(B) % 5 != 0
 WEIGHT = np.random.default_rng(3).normal(size=B).astype(np.float32)
+THIRDS = np.arange(B, dtype=np.int32) // 3
+GIVEN = make(d=5, seed=4)
+
+
+def weigh(s, alike, t):
+  """Two sums at once, with a second score."""
+  return jnp.exp(t) * jnp.where(alike, s, jnp.square(s)), alike.astype(jnp.float32)
 
 
 def objective(a, c, scale, bias, *, strategy, tile=7):
@@ -52,7 +59,14 @@ def objective(a, c, scale, bias, *, strategy, tile=7):
   rows, cols = reduce.symmetric_logsumexp(a, c, scale, valid=valid, **how)
   others = reduce.row_logsumexp(a, c, scale, valid=valid, exclude="diagonal", **how)
   pairs = reduce.pair_sum(pair_loss, a, c, scale, valid=valid, **how)
-  return jnp.sum(WEIGHT * (rows + 2 * others) + WEIGHT**2 * cols + 0.1 * WEIGHT * pairs)
+  first = jnp.sum(
+    WEIGHT * (rows + 2 * others) + WEIGHT**2 * cols + 0.1 * WEIGHT * pairs
+  )
+  near, far = reduce.symmetric_logsumexp(a, c, scale, only=(THIRDS, THIRDS), **how)
+  soft, count = reduce.pair_sum(
+    weigh, a, c, scale, valid=valid, positive=(THIRDS, THIRDS), given=GIVEN, **how
+  )
+  return first + jnp.sum(WEIGHT * (near - 0.1 * soft) + WEIGHT**2 * (far + count))
 
 
 @functools.cache
@@ -122,6 +136,58 @@ def test_pair_sum_and_marks_are_a_double_loop(strategy):
   np.testing.assert_allclose(got, want, rtol=2e-6)
   got = reduce.row_logsumexp(a, c, 7.0, exclude=marks, **how)
   np.testing.assert_allclose(got, others, rtol=2e-6)
+
+
+@pytest.mark.parametrize("strategy", ["dense", "tiled"])
+def test_only_the_pairs_of_equal_mark(strategy):
+  a, c = make(13, 19)
+  marks = np.arange(13, dtype=np.int32) // 2, np.arange(19, dtype=np.int32) // 3
+  valid = np.arange(13) // 2 != 2, np.arange(19) % 5 != 1
+  s = 7.0 * a.astype(np.float64) @ c.astype(np.float64).T
+  want = np.full(13, -np.inf), np.full(19, -np.inf)
+  for i, j in zip(*np.nonzero(marks[0][:, None] == marks[1][None, :])):
+    if valid[1][j]:
+      want[0][i] = np.logaddexp(want[0][i], s[i, j])
+    if valid[0][i]:
+      want[1][j] = np.logaddexp(want[1][j], s[i, j])
+  got = reduce.symmetric_logsumexp(
+    a, c, 7.0, valid=valid, only=marks, strategy=strategy, tile=4
+  )
+  for x, y in zip(got, want):
+    np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+  assert np.isneginf(want[1]).any()  # a column whose rows are not valid
+  alone = reduce.row_logsumexp(
+    a, c, 7.0, valid=jnp.asarray(valid[1]), only=marks, strategy=strategy, tile=4
+  )
+  np.testing.assert_array_equal(alone, got[0])
+
+
+@pytest.mark.parametrize("strategy", ["dense", "tiled", "ring"])
+def test_a_second_score_and_several_sums(strategy):
+  a, c = make(13, 19)
+  (g, h), marks = make(13, 19, d=5, seed=4), (np.arange(13) // 2, np.arange(19) // 3)
+  valid = np.arange(13) % 4 != 2, np.arange(19) % 3 != 1
+  want = np.zeros((2, 13))
+  for i in range(13):
+    for j in range(19):
+      s = 7.0 * float(a[i].astype(np.float64) @ c[j].astype(np.float64))
+      alike = marks[0][i] == marks[1][j]
+      if valid[0][i] and valid[1][j]:
+        want[0, i] += np.exp(g[i].astype(np.float64) @ h[j]) * (s if alike else s * s)
+        want[1, i] += alike
+
+  def f(a, g, c, h):
+    positive = tuple(jnp.asarray(m, jnp.int32) for m in marks)
+    how = dict(positive=positive, given=(g, h), strategy=strategy, tile=4)
+    sums = reduce.pair_sum(weigh, a, c, 7.0, valid=valid, **how)
+    return jnp.sum(sums[0]), sums
+
+  with jax.set_mesh(mesh_of((2, 2, 2, 1))):
+    grad = jax.grad(f, argnums=(0, 1, 3), has_aux=True)
+    grads, got = jax.device_get(jax.jit(grad)(a, g, c, h))
+  np.testing.assert_allclose(got, want, rtol=3e-6, atol=3e-6)
+  assert np.abs(grads[0]).max() > 0
+  assert all(np.all(x == 0) for x in grads[1:])  # the second score is only given
 
 
 @pytest.mark.parametrize(
@@ -299,6 +365,10 @@ def test_errors_say_what_was_got():
     reduce.row_logsumexp(a, c, 1.0, valid=np.ones(3, bool))
   with pytest.raises(ValueError, match="tile = 0 must be at least 1"):
     reduce.row_logsumexp(a, c, 1.0, tile=0)
+  with pytest.raises(ValueError, match="`exclude` or `only`, not both"):
+    reduce.row_logsumexp(a, c, 1.0, exclude="diagonal", only="diagonal")
+  with pytest.raises(ValueError, match=r"given must be \[4, d2\]; got \(3, 16\)"):
+    reduce.pair_sum(weigh, a, c, 1.0, given=(a, c[1:]))
   with pytest.raises(ValueError, match="'diag' must be 'diagonal' or"):
     reduce.row_logsumexp(a, c, 1.0, exclude="diag")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model import catalogue
-from model.losses import infonce, siglip
+from model.losses import filip, infonce, siglip
 from model.objectives import contrastive
 from model.types import Encoded
 
@@ -53,6 +53,23 @@ def test_sums_the_weighted_losses_of_normalised_embeddings():
   np.testing.assert_allclose(out.metrics["siglip/loss"], b, rtol=1e-6)
   np.testing.assert_allclose(out.metrics["infonce/temperature"], 0.1, rtol=1e-6)
   assert out.state == {}
+
+
+def test_a_loss_may_ask_for_tokens():
+  """filip sees each side's tokens and mask; infonce, beside it, the pooled ones."""
+  x = features()
+  words = {m: jnp.stack([v, -v, 7 * v[::-1]], axis=1) for m, v in x.items()}
+  mask = jnp.asarray(np.arange(3)[None] < np.array([1, 2, 3, 1, 2, 3])[:, None])
+  sides = {m: Encoded(x[m], words[m], mask) for m in x}
+  objective = contrastive.Objective(losses=(("filip", 2.0, {}), ("infonce", 1.0, {})))
+  params, _ = objective.init(KEY, None, x)
+  out = objective(params, {}, lambda batch: sides, {}, KEY, jnp.int32(0))
+  late, pooled = filip.Loss(), infonce.Loss()
+  want = late(late.init(KEY), sides, {})[0]
+  z = {m: contrastive.normalize(v) for m, v in x.items()}
+  np.testing.assert_allclose(out.metrics["filip/loss"], want, rtol=1e-6)
+  want = 2 * want + pooled(pooled.init(KEY), z, {})[0]
+  np.testing.assert_allclose(out.loss, want, rtol=1e-6)
 
 
 def test_each_loss_has_its_own_parameters():
@@ -115,5 +132,8 @@ def test_a_missing_modality_is_named():
   )
   with pytest.raises(ValueError, match=r"the batch has no 'audio'.*config\.model\."):
     objective.init(KEY, None, features())
-  with pytest.raises(ValueError, match="loss 'infonce' pairs"):
+  with pytest.raises(ValueError, match="loss 'infonce' compares pairs = "):
     objective({}, {}, lambda b: {"image": Encoded(features()["image"])}, {}, KEY, 0)
+  three = contrastive.Objective(losses=(("symile", 1.0, {}),))
+  with pytest.raises(ValueError, match=r"no 'audio'.*Set the modalities of config\."):
+    three.init(KEY, None, features())
