@@ -11,6 +11,7 @@ momentum encoder; here they are the batch's own, of the other modality.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax import lax
@@ -76,7 +77,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
-      how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+      how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       rows, cols = reduce.symmetric_logsumexp(z[a], z[b], scale, **how)
       similarity = pairing.positive(z[a], z[b])
       for x, y, lse in ((a, b, rows), (b, a, cols)):

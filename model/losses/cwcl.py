@@ -9,6 +9,7 @@ of p. The rows of q keep one positive each: p's own similarities mean nothing ye
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ class Loss:
     for frozen, trained in self.pairs:
       q, p = z[frozen], z[trained]
       valid = pairing.valid_rows(batch, q.shape[0])
-      how = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+      how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       of_p, of_q = reduce.symmetric_logsumexp(p, q, scale, **how)
       similarity = pairing.positive(p, q)
       for kind, x, y, lse in (("trained", p, q, of_p), ("frozen", q, p, of_q)):

@@ -9,6 +9,7 @@ q_i = 1 - softmax_i(s_i), which vanishes as the positive grows easy or negatives
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ class Loss:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid rows."""
     scale = scaling.inverse(params, self.temperature, self.max_scale)
     metrics = {"dcl/temperature": 1 / scale}
-    how = dict(strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     how["exclude"] = pairing.no_negatives(batch, self.negatives)
     terms = []
     for a, b in self.pairs:

@@ -10,6 +10,7 @@ is the chance that one of them is a positive. Both 0: InfoNCE.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ class Loss:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid rows."""
     scale = scaling.inverse(params, self.temperature, self.max_scale)
     metrics = {"hard_negative/temperature": 1 / scale}
-    how = dict(strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
@@ -93,7 +94,7 @@ class Loss:
     total = jnp.sum(valid.astype(jnp.float32))
     if self.negatives == "rows":
       return jnp.full(valid.shape, total - 1)
-    how = dict(strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     return total - pairing.count_same(pairing.ids(batch), valid, **how)
 
   def _log_means(self, a, b, scale, valid, count, exclude, how):

@@ -245,8 +245,10 @@ class PairSum:
 
   def _of(self, row: Side, col: Side) -> Callable[[Array], Any]:
     """Returns fn of the score alone, for the tile at hand."""
-    more = (dot(row.given, col.given, (1, 1)),) if self.given else ()
-    return lambda s: self.fn(s, same(row, col), *more)
+    if row.given is None or col.given is None:
+      return lambda s: self.fn(s, same(row, col))
+    second = dot(row.given, col.given, (1, 1))
+    return lambda s: self.fn(s, same(row, col), second)
 
   def _keep(self, row: Side, col: Side) -> Array:
     return row.valid[:, None] & col.valid[None, :]

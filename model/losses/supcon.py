@@ -9,6 +9,7 @@ InfoNCE. "out" pulls every positive alike; "in" is content with the nearest.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -70,12 +71,12 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0])
-      how = dict(strategy=self.strategy, tile=self.tile, valid=valid)
+      how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile, valid=valid)
       rows, cols = reduce.symmetric_logsumexp(z[a], z[b], scale, **how)
       count = jnp.maximum(pairing.count_same(ids, **how), 1.0)
       if self.form == "in":
-        near = reduce.symmetric_logsumexp(z[a], z[b], scale, only=(ids, ids), **how)
-        near = tuple(jnp.where(valid, x, 0.0) - jnp.log(count) for x in near)
+        both = reduce.symmetric_logsumexp(z[a], z[b], scale, only=(ids, ids), **how)
+        near = tuple(jnp.where(valid, x, 0.0) - jnp.log(count) for x in both)
       else:
         near = tuple(
           self._mean(z[x], z[y], scale, ids, count, how) for x, y in ((a, b), (b, a))

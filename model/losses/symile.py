@@ -12,6 +12,7 @@ modalities it is InfoNCE.
 import dataclasses
 import functools
 import operator
+from typing import Any
 
 import jax
 from jax import lax
@@ -96,7 +97,7 @@ class Loss:
     return jnp.mean(jnp.stack(terms)), metrics
 
   def _lse(self, x, y, scale, valid, exclude=None) -> Array:
-    how = dict(strategy=self.strategy, tile=self.tile)
+    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     return reduce.row_logsumexp(x, y, scale, valid=valid, exclude=exclude, **how)
 
   def _all(self, x, y, rest, scale, valid) -> Array:
