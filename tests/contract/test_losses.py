@@ -15,6 +15,7 @@ import pytest
 from model import catalogue
 from model.types import BATCH_AXES, MESH_AXES, Encoded
 
+MESH = (2, 2, 2, 1)
 B, D, DROPPED = 24, 16, 5
 TOKENS = 3
 
@@ -178,23 +179,25 @@ def test_masked_rows_are_dropped_rows(name):
   assert all(np.all(np.asarray(x)[~keep] == 0) for x in jax.tree.leaves(dz))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 2, 1)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_eight_devices_are_one_device(name, shape):
-  assert_outputs_near(on_mesh(build(name), shape), reference(name))
+def test_eight_devices_are_one_device(name):
+  # Over three axes of the batch: test_reduce.py has the other meshes.
+  assert_outputs_near(on_mesh(build(name), MESH), reference(name))
 
 
-@pytest.mark.parametrize("strategy", ["dense", "tiled", "ring"])
+@pytest.mark.parametrize("strategy", ["tiled", "ring"])
 @pytest.mark.parametrize("name", NAMES)
 def test_strategies_are_equal(name, strategy):
   loss = build(name)
   if "strategy" not in {f.name for f in dataclasses.fields(loss)}:
     pytest.skip("has no strategies")
   loss = dataclasses.replace(loss, strategy=strategy, tile=5)
-  out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of(loss))
-  assert_outputs_near(out, reference(name))
-  if strategy != "dense":
-    assert_outputs_near(on_mesh(loss, (2, 2, 2, 1)), reference(name))
+  # The reference is dense: so is "auto" of so few rows on one device. There, ring is
+  # tiled by definition.
+  if strategy == "tiled":
+    out = value_and_grad(loss)(parameters(loss), embeddings(loss), batch_of(loss))
+    assert_outputs_near(out, reference(name))
+  assert_outputs_near(on_mesh(loss, MESH), reference(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
