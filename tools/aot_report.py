@@ -22,7 +22,8 @@ def text(result: Mapping[str, Any]) -> str:
     f"mesh {mesh}; batch {r['batch_size']} in {r['microbatches']} microbatch(es); "
     f"scan {r['scan']}; remat {r['remat']}",
     f"parameters {total / 1e6:,.1f} M, active per token {active / 1e6:,.1f} M",
-    f"lowered in {r['seconds']['lower']} s, compiled in {r['seconds']['compile']} s",
+    f"lowered in {r['seconds']['lower']} s, compiled in {r['seconds']['compile']} s "
+    f"({r['seconds']['compile_cpu']} s of processor time)",
     "",
     f"verdict: {r['verdict']}",
   ]

@@ -12,12 +12,14 @@ from model import catalogue
 from model.layers.block import Block, Masks, Streams, TrunkConfig
 from model.layers.norm import Norm
 from model.moe.config import MoeConfig
+from model.moe.dispatch import PRODUCT
 from model.moe.layer import MoeMlp
-from model.types import Array, Metrics
+from model.types import Array, Metrics, Params
 
 # Holds the parameters of a scan, with a leading axis of layers; see `scan_name`.
 SCANNED = "blocks"
 REMAT = ("none", "dots", "full")
+MATMULS = ("attention", "mlp", "experts")  # modules that compute in the model's dtype
 
 
 def smallest_period(pattern: tuple) -> int:
@@ -53,8 +55,8 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
   """Returns `Block`, with what the backward pass recomputes.
 
   Args:
-    remat: "none": keep all; "dots": keep the results of the weight matmuls and of the
-      experts' exchanges, not the attention matrices nor what is inside the experts;
+    remat: "none": keep all; "dots": keep the results of the weight matmuls, the
+      experts' included, and of the experts' exchanges, not the attention matrices;
       "full": keep only the input of each block.
     scan: whether it runs inside a scan, which needs no guard against CSE.
 
@@ -71,12 +73,17 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
   return nn.remat(Block, policy=policy, prevent_cse=not scan)
 
 
+_DOTS = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Batched over the experts: no policy of shapes tells them from attention's products.
+  jax.checkpoint_policies.save_only_these_names(PRODUCT),
+)
+
+
 def _keep(primitive, *args, **params) -> bool:
   """The policy of remat "dots"."""
   # The backward pass would have to wait for an exchange that it asks for again.
-  return primitive is all_to_all_p or (
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
-  )
+  return primitive is all_to_all_p or _DOTS(primitive, *args, **params)
 
 
 class Period(nn.Module):
@@ -183,6 +190,26 @@ class Trunk(nn.Module):
         step, j = divmod(n, period)
         aux[i] = jax.tree.map(lambda a, step=step: a[step], stacked[j])
     return x, aux
+
+
+def casting(dtype: jnp.dtype) -> type[nn.Module]:
+  """Returns `Trunk`, casting the weights of its matmuls to their dtype at the door.
+
+  Once for all modalities: were each to cast for itself, the gradients of a shared trunk
+  would be summed over the devices once per modality, and only then added. It cannot
+  initialise: what it would return is cast.
+  """
+  if dtype == jnp.float32:
+    return Trunk
+
+  def cast(variables: Params) -> Params:
+    def one(path, x):
+      names = {getattr(key, "key", None) for key in path}
+      return x.astype(dtype) if names & set(MATMULS) else x
+
+    return jax.tree_util.tree_map_with_path(one, variables)
+
+  return nn.map_variables(Trunk, "params", trans_in_fn=cast)
 
 
 def _shifted(block: Callable[[int], nn.Module], first: int, j: int) -> nn.Module:

@@ -331,7 +331,7 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
   if not ringing:
     da, db, dbias = back(_gather(plan, col), cols=_gather(plan, cols))
     if plan.shards > 1:
-      db = lax.psum_scatter(db, plan.axes, tiled=True)
+      db = reductions.scatter(db, plan.axes)
   else:
 
     def hop(carry, _):

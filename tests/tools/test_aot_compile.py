@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -119,12 +120,15 @@ def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
 
 
 @pytest.mark.parametrize(("remat", "times"), [("dots", 4), ("full", 6)])
-def test_remat_dots_repeats_no_exchange(remat, times):
+def test_remat_dots_repeats_no_exchange_and_no_expert(remat, times):
   config = small.limoe(batch_size=32)
   config.model.remat = remat
   config.mesh.update(dict(data=2, expert=4))
   text = aot_step.lower(setup_lib.build(config)).as_text()
   assert text.count("stablehlo.all_to_all") == times  # of the one sparse layer
+  # Two products forward, four backward; "full" makes both again.
+  products = re.findall(r"dot_general.* batching_dims = \[0\] x \[0\],", text)
+  assert len(products) == times + 2
 
 
 def test_executed_flops_exceed_the_models_by_capacity_and_recomputation():
@@ -136,13 +140,31 @@ def test_executed_flops_exceed_the_models_by_capacity_and_recomputation():
   config.model.remat = "dots"
   again = aot_step.flops(config)["executed"] - plain["executed"]
   attention = 16 * 2 * 4 * 16 * (4**2 + 6**2)  # batch, depth, both matmuls, width
-  assert again == 2 * experts + attention
+  assert again == attention
   config.model.remat = "full"
   again = aot_step.flops(config)["executed"] - plain["executed"]
   assert np.isclose(again, plain["executed"] / 3)
   evaluation = aot_step.flops(config, evaluate=True)
   assert np.isclose(evaluation["model"], plain["model"] / 3)
   assert np.isclose(evaluation["executed"] - evaluation["model"], 3 * experts)
+
+
+def test_routers_that_fill_their_slots_waste_none_in_evaluation_either():
+  config = small.limoe()
+  config.model.moe.update(dict(router="expert_choice", group=1, capacity_eval=4.0))
+  config.model.moe.losses.load = 0.0
+  for evaluate in (False, True):
+    flops = aot_step.flops(config, evaluate=evaluate)
+    assert flops["executed"] == flops["model"]
+
+
+def test_a_top_1_model_costs_its_router_more_than_its_dense_twin():
+  config = small.limoe()
+  flops = aot_step.flops(config)
+  router = 16 * 10 * 2 * 16 * 4  # batch, tokens, multiply and add, width, experts
+  assert flops["model"] - flops["dense"] == 3 * router
+  config.model.moe.update(dict(every=0))
+  assert aot_step.flops(config)["model"] == flops["dense"]
 
 
 LONG = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. \
