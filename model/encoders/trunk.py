@@ -20,6 +20,11 @@ from model.types import Array, Metrics, Params
 SCANNED = "blocks"
 REMAT = ("none", "dots", "full")
 MATMULS = ("attention", "mlp", "experts")  # modules that compute in the model's dtype
+_DOTS = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Batched over the experts: no policy of shapes tells them from attention's products.
+  jax.checkpoint_policies.save_only_these_names(PRODUCT),
+)
 
 
 def smallest_period(pattern: tuple) -> int:
@@ -56,8 +61,8 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
 
   Args:
     remat: "none": keep all; "dots": keep the results of the weight matmuls, the
-      experts' included, and of the experts' exchanges, not the attention matrices;
-      "full": keep only the input of each block.
+      experts' included, not the attention matrices; "full": keep the input of each
+      block. Both keep what the experts' exchanges bring.
     scan: whether it runs inside a scan, which needs no guard against CSE.
 
   Raises:
@@ -69,21 +74,13 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
     )
   if remat == "none":
     return Block
-  policy = _keep if remat == "dots" else None
+  kept = _DOTS if remat == "dots" else jax.checkpoint_policies.nothing_saveable
+
+  def policy(primitive, *args, **params) -> bool:
+    # The backward pass would have to wait for an exchange that it asks for again.
+    return primitive is all_to_all_p or kept(primitive, *args, **params)
+
   return nn.remat(Block, policy=policy, prevent_cse=not scan)
-
-
-_DOTS = jax.checkpoint_policies.save_from_both_policies(
-  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  # Batched over the experts: no policy of shapes tells them from attention's products.
-  jax.checkpoint_policies.save_only_these_names(PRODUCT),
-)
-
-
-def _keep(primitive, *args, **params) -> bool:
-  """The policy of remat "dots"."""
-  # The backward pass would have to wait for an exchange that it asks for again.
-  return primitive is all_to_all_p or _DOTS(primitive, *args, **params)
 
 
 class Period(nn.Module):
