@@ -66,19 +66,27 @@ def twins(results: Sequence[Mapping[str, Any]]) -> str:
   for r in results:
     if r["step"] != "train" or _dense(r) or "flops" not in r:
       continue
-    same = (o for o in results if _dense(o) and _what(o) == _what(r))
-    twin = next(same, None)
-    both = twin is not None and "estimate" in r and "estimate" in twin
-    f = r["flops"]
+    f, ratios = r["flops"], ["-"] * 4
     row = [_name(r), _chips(r), f"{f['model'] / f['dense']:.3f}"]
-    row.append(f"{f['executed'] / twin['flops']['executed']:.3f}" if twin else "-")
-    counted = twin is not None and "compiled" in f and "compiled" in twin["flops"]
-    row.append(f"{f['compiled'] / twin['flops']['compiled']:.3f}" if counted else "-")
-    row.append(f"{_sent(r) / _sent(twin):.2f}" if both else "-")
-    step = both and r["estimate"]["step"] / twin["estimate"]["step"]
-    row.append(f"{step:.2f}" if both else "-")
+    for twin in results:
+      if _dense(twin) and _what(twin) == _what(r) and "flops" in twin:
+        ratios = _ratios(r, twin)
+    row += ratios
     rows.append(row)
   return _markdown(TWINS, rows) if rows else ""
+
+
+def _ratios(r: Mapping[str, Any], twin: Mapping[str, Any]) -> list[str]:
+  f, g = r["flops"], twin["flops"]
+  both = "estimate" in r and "estimate" in twin
+  counted = "compiled" in f and "compiled" in g
+  step = r["estimate"]["step"] / twin["estimate"]["step"] if both else 0.0
+  return [
+    f"{f['executed'] / g['executed']:.3f}",
+    f"{f['compiled'] / g['compiled']:.3f}" if counted else "-",
+    f"{_sent(r) / _sent(twin):.2f}" if both else "-",
+    f"{step:.2f}" if both else "-",
+  ]
 
 
 def short(results: Sequence[Mapping[str, Any]]) -> str:
