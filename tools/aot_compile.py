@@ -3,7 +3,7 @@
 python -m tools.aot_compile --config configs/limoe_h14.py --topology v5p:8x8x8 \\
   [--mesh data=4,fsdp=4,expert=32] [--slices 2] [--eval] [--set model.remat=full] \\
   [--json FILE]
-python -m tools.aot_compile --table docs/results/aot/*.json
+python -m tools.aot_compile --table docs/results/aot/*.json [--short]
 
 Prints memory per device against the chip's, the collectives by kind and mesh axes, and
 a bound on the step time. Needs `pip install -r requirements-aot.txt` (the TPU compiler)
@@ -58,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--table", nargs="+", metavar="FILE", help="print a table of such files"
   )
+  parser.add_argument("--short", action="store_true", help="the README's table")
   flags = parser.parse_args(argv)
   if flags.table:
     found = [json.loads(pathlib.Path(p).read_text()) for p in flags.table]
-    print(aot_report.table(found))
+    print((aot_report.short if flags.short else aot_report.table)(found))
     return 0
   if not flags.config or not flags.topology:
     parser.error("--config and --topology are needed, or --table")

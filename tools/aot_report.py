@@ -5,7 +5,16 @@ from typing import Any
 
 HEAD = (
   *("recipe", "chips", "mesh", "batch", "remat", "peak GiB of limit"),
+  "MiB sent, by mesh axes",
   *("compute ms", "memory ms", "links ms", "step ms", "examples/s", "MFU"),
+)
+TWINS = (
+  *("recipe", "chips", "model FLOPs", "with empty slots and recomputation"),
+  *("compiled, unrolled", "bytes sent", "step bound"),
+)
+SHORT = (
+  *("recipe", "chips", "batch", "peak GiB of limit", "MiB sent"),
+  *("step ms, at least", "examples/s, at most", "MFU, at most"),
 )
 
 
@@ -22,7 +31,8 @@ def text(result: Mapping[str, Any]) -> str:
     f"mesh {mesh}; batch {r['batch_size']} in {r['microbatches']} microbatch(es); "
     f"scan {r['scan']}; remat {r['remat']}",
     f"parameters {total / 1e6:,.1f} M, active per token {active / 1e6:,.1f} M",
-    f"lowered in {r['seconds']['lower']} s, compiled in {r['seconds']['compile']} s",
+    f"lowered in {r['seconds']['lower']} s, compiled in {r['seconds']['compile']} s "
+    f"({r['seconds']['compile_cpu']} s of processor time)",
     "",
     f"verdict: {r['verdict']}",
   ]
@@ -35,35 +45,122 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-  """Returns a markdown table, a row per result."""
-  lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+  """Returns two markdown tables: a row per result, and `twins`."""
+  rows = []
   for r in results:
     mesh = " ".join(f"{axis} {size}" for axis, size in r["mesh"].items() if size > 1)
-    limit = r["hbm_limit"] / 2**30
-    needed = r["memory"]["peak"] if "memory" in r else r["oom"]["needed"]
-    size = f"{needed / 2**30:.1f} of {limit:.1f}" if needed else f"over {limit:.1f}"
-    if r["verdict"] != "fits":
-      size = f"**does not fit**: {size}"
-    row = [
-      ", ".join([r["name"], *(["eval"] if r["step"] == "eval" else []), *r["set"]]),
-      (f"{r['slices']} x " if r["slices"] > 1 else "") + r["topology"],
-      mesh,
-      f"{r['batch_size']:,}",
-      r["remat"] if r["step"] == "train" else "-",
-      size,
-    ]
+    rows.append(
+      [
+        *(_name(r), _chips(r), mesh, f"{r['batch_size']:,}"),
+        r["remat"] if r["step"] == "train" else "-",
+        _size(r),
+        *_times(r),
+      ]
+    )
+  return "\n\n".join(filter(None, [_markdown(HEAD, rows), twins(results)]))
+
+
+def twins(results: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a table of sparse train steps as multiples of their dense twins', or ""."""
+  rows = []
+  for r in results:
+    if r["step"] != "train" or _dense(r) or "flops" not in r:
+      continue
+    f, ratios = r["flops"], ["-"] * 4
+    row = [_name(r), _chips(r), f"{f['model'] / f['dense']:.3f}"]
+    for twin in results:
+      if _dense(twin) and _what(twin) == _what(r) and "flops" in twin:
+        ratios = _ratios(r, twin)
+    row += ratios
+    rows.append(row)
+  return _markdown(TWINS, rows) if rows else ""
+
+
+def _ratios(r: Mapping[str, Any], twin: Mapping[str, Any]) -> list[str]:
+  f, g = r["flops"], twin["flops"]
+  both = "estimate" in r and "estimate" in twin
+  counted = "compiled" in f and "compiled" in g
+  step = r["estimate"]["step"] / twin["estimate"]["step"] if both else 0.0
+  return [
+    f"{f['executed'] / g['executed']:.3f}",
+    f"{f['compiled'] / g['compiled']:.3f}" if counted else "-",
+    f"{_sent(r) / _sent(twin):.2f}" if both else "-",
+    f"{step:.2f}" if both else "-",
+  ]
+
+
+def short(results: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the markdown table of the README: the train steps of sparse models."""
+  rows = []
+  for r in results:
+    if r["step"] != "train" or _dense(r) or r["set"]:
+      continue
     e = r.get("estimate")
+    row = [_name(r), _chips(r), f"{r['batch_size']:,}", _size(r)]
     row += (
-      ["-"] * 6
+      ["-"] * 4
       if not e
       else [
-        *(f"{1e3 * e[k]:.1f}" for k in ("compute", "memory", "collectives", "step")),
+        f"{_sent(r) / 2**20:,.0f}",
+        f"{1e3 * e['step']:.1f}",
         f"{e['examples_per_s']:,.0f}",
         f"{e['mfu']:.0%}",
       ]
     )
-    lines.append("| " + " | ".join(row) + " |")
-  return "\n".join(lines)
+    rows.append(row)
+  return _markdown(SHORT, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [head, ["---"] * len(head), *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _dense(r: Mapping[str, Any]) -> bool:
+  return r["parameters"]["total"] == r["parameters"]["active"]
+
+
+def _what(r: Mapping[str, Any]) -> tuple:
+  return r["name"], r["topology"], r["slices"], r["step"], r["scan"], r["batch_size"]
+
+
+def _name(r: Mapping[str, Any]) -> str:
+  how = [s for s in r["set"] if not (_dense(r) and s.startswith("model.moe."))]
+  parts = [r["name"]]
+  parts += ["dense twin"] if _dense(r) else []
+  parts += ["eval"] if r["step"] == "eval" else []
+  return ", ".join([*parts, *([] if r["scan"] else ["unrolled"]), *how])
+
+
+def _chips(r: Mapping[str, Any]) -> str:
+  return (f"{r['slices']} x " if r["slices"] > 1 else "") + r["topology"]
+
+
+def _size(r: Mapping[str, Any]) -> str:
+  limit = r["hbm_limit"] / 2**30
+  needed = r["memory"]["peak"] if "memory" in r else r["oom"]["needed"]
+  size = f"{needed / 2**30:.1f} of {limit:.1f}" if needed else f"over {limit:.1f}"
+  return size if r["verdict"] == "fits" else f"**does not fit**: {size}"
+
+
+def _sent(r: Mapping[str, Any]) -> int:
+  return sum(c["bytes"] for c in r["collectives"])
+
+
+def _times(r: Mapping[str, Any]) -> list[str]:
+  e = r.get("estimate")
+  if not e:
+    return ["-"] * 7
+  axes: dict[str, int] = {}
+  for c in r["collectives"]:
+    axes[c["axes"]] = axes.get(c["axes"], 0) + c["bytes"]
+  most = sorted(axes.items(), key=lambda item: -item[1])
+  return [
+    ", ".join(f"{a} {n / 2**20:,.0f}" for a, n in most if n >= 2**20 / 2),
+    *(f"{1e3 * e[k]:.1f}" for k in ("compute", "memory", "collectives", "step")),
+    f"{e['examples_per_s']:,.0f}",
+    f"{e['mfu']:.0%}",
+  ]
 
 
 def _memory(memory: Mapping[str, int], limit: int) -> list[str]:

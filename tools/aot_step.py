@@ -76,7 +76,7 @@ def measure(
   started = time.monotonic()
   lowered = lower(setup, evaluate)
   seconds = {"lower": round(time.monotonic() - started, 1)}
-  started = time.monotonic()
+  started, worked = time.monotonic(), time.process_time()
   result: dict[str, Any] = {
     "name": config.name,
     "step": "eval" if evaluate else "train",
@@ -100,6 +100,7 @@ def measure(
     return result | {"verdict": "does not fit", "oom": parse_oom(str(e))}
   finally:
     seconds["compile"] = round(time.monotonic() - started, 1)
+    seconds["compile_cpu"] = round(time.process_time() - worked, 1)  # all threads
   result |= {"verdict": "fits", "memory": memory(compiled)}
   result["flops"] = flops(config, evaluate)
   if not config.model.scan and config.microbatches == 1:
@@ -134,25 +135,22 @@ def flops(config: Any, evaluate: bool = False) -> dict[str, float]:
   """Returns FLOPs of a step on all devices: useful ones, and those that are executed.
 
   Executed are, besides, the experts' empty slots and what the backward pass computes
-  again: with remat "full" a forward pass, with "dots" the products of two activations
-  and the experts (which are batched over e, so that the policy does not keep them), and
-  with microbatches another forward pass.
+  again: with remat "full" a forward pass, with "dots" the products of two activations,
+  and with microbatches another forward pass. "dense" are the useful
+  ones of the twin with a dense MLP in every block, of equal active FLOPs but for the
+  router's.
   """
-  model = config.model
-  b = config.batch_size
-  useful = clock.model_flops(config) / 3
-  moe = encoders.sparse(model)
-  slots = sum(count.flops_per_example(model, capacity=True).values()) * b
+  model, b = config.model, config.batch_size
+  each = count.flops_per_example(model, capacity=True, train=not evaluate)
+  useful, slots = clock.model_flops(config) / 3, sum(each.values()) * b
+  twin = config.copy_and_resolve_references()
+  twin.model.moe.update(dict(every=0, layers=()))
+  dense = clock.model_flops(twin)
   if evaluate:
-    if moe:
-      share = moe.capacity_eval / moe.capacity
-      slots += (share - 1) * _experts(model, b)
-    return {"model": useful, "executed": slots}
+    return {"model": useful, "executed": slots, "dense": dense / 3}
   again = {"none": 0.0, "full": slots, "dots": _activations(model, b)}[model.remat]
-  if model.remat == "dots":
-    again += _experts(model, b)
   again += slots if config.microbatches > 1 else 0
-  return {"model": 3 * useful, "executed": 3 * slots + again}
+  return {"model": 3 * useful, "executed": 3 * slots + again, "dense": dense}
 
 
 def parse_oom(text: str) -> dict[str, Any]:
@@ -221,18 +219,6 @@ def _activations(model: Any, b: int) -> float:
   """FLOPs of attention's scores and sums, forward."""
   towers = encoders.modalities(model)
   return b * sum(4.0 * m.trunk.depth * m.tokens**2 * m.trunk.width for m in towers)
-
-
-def _experts(model: Any, b: int) -> float:
-  """FLOPs of the experts, empty slots included, forward; training capacity."""
-  moe = encoders.sparse(model)
-  if moe is None:
-    return 0.0
-  each = moe.k * moe.capacity * 4.0
-  return b * sum(
-    each * len(moe.blocks(m.trunk.depth)) * m.tokens * m.trunk.width * m.trunk.mlp
-    for m in encoders.modalities(model)
-  )
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -71,7 +71,7 @@ def parameter_table(model: Mapping[str, Any]) -> ParameterTable:
 
 
 def flops_per_example(
-  model: Mapping[str, Any], *, capacity: bool = False
+  model: Mapping[str, Any], *, capacity: bool = False, train: bool = True
 ) -> dict[str, float]:
   """Returns modality -> FLOPs of the matmuls of one forward pass of one whole example.
 
@@ -81,30 +81,36 @@ def flops_per_example(
 
   Args:
     model: `config.model`.
-    capacity: count the buffers of the experts as trained, empty slots included:
-      moe.capacity * k MLPs a token; else the useful k (see `model.moe.router.Gate`).
+    capacity: count the experts' empty slots too; else the useful k MLPs a token (see
+      `model.moe.router.Gate`).
+    train: with the capacity of training, or that of evaluation.
   """
   moe = configs.sparse(model)
-  return {
-    m.name: _forward(m, moe, model["embed_dim"], capacity)
-    for m in configs.modalities(model)
-  }
+  modalities = configs.modalities(model)
+  together = sum(m.tokens for m in modalities)
+  flops = {}
+  for m in modalities:
+    mlps = 1.0
+    if moe:
+      factor = moe.capacity if train else moe.capacity_eval
+      example = together if model["shared_trunk"] else m.tokens
+      mlps = _router(moe).mlps(moe, m.tokens, example, factor if capacity else None)
+    flops[m.name] = _forward(m, moe, model["embed_dim"], mlps)
+  return flops
 
 
 def _router(moe: MoeConfig) -> type[Gate]:
   return catalogue.find(ROUTERS, moe.router, "Router")
 
 
-def _forward(m: Modality, moe: MoeConfig | None, d: int, capacity: bool) -> float:
+def _forward(m: Modality, moe: MoeConfig | None, d: int, mlps: float) -> float:
   n, w, hidden = m.tokens, m.trunk.width, m.trunk.mlp
   dense_mlp = 4 * n * w * hidden
   attention = 8 * n * w**2 + 4 * n**2 * w
   flops: float = m.trunk.depth * (attention + dense_mlp)
   if moe:
-    router = _router(moe)
-    mlps = router.mlps(moe, n, capacity=capacity)
-    extra = 2 * n * w * moe.experts * router.matmuls(moe) + (mlps - 1) * dense_mlp
-    flops += len(moe.blocks(m.trunk.depth)) * extra
+    router = 2 * n * w * moe.experts * _router(moe).matmuls(moe)
+    flops += len(moe.blocks(m.trunk.depth)) * (router + (mlps - 1) * dense_mlp)
   if m.stem == "patches":
     flops += 2 * (n - (m.pool == "cls")) * m.patch[0] * m.patch[1] * m.size[2] * w
   flops += 2 * m.described * d

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from model import catalogue
 from model.encoders import config as configs
+from model.encoders import trunk as trunk_lib
 from model.encoders.config import Modality
-from model.encoders.trunk import Trunk, rematerialised
 from model.layers import constrain, stem, wide
 from model.layers.block import Masks, Streams
 from model.layers.norm import Norm
@@ -44,7 +44,7 @@ def build(model: Mapping[str, Any]) -> "Towers":
       f"config.model.dtype = {model['dtype']!r}: "
       f"{catalogue.near_misses(str(model['dtype']), list(DTYPES))}"
     )
-  rematerialised(model["remat"], model["scan"])  # raises early
+  trunk_lib.rematerialised(model["remat"], model["scan"])  # raises early
   modalities = configs.modalities(model)
   moe = configs.sparse(model)
   if moe:
@@ -211,8 +211,13 @@ class Towers(nn.Module):
     train: bool,
   ) -> tuple[Streams, Metrics]:
     """Returns modality -> [b, n, w], and aux."""
+    init = self.is_initializing()
     trunk_of = functools.partial(
-      Trunk, moe=self.moe, scan=self.scan, remat=self.remat, dtype=self.dtype
+      trunk_lib.Trunk if init else trunk_lib.casting(self.dtype),
+      moe=self.moe,
+      scan=self.scan,
+      remat=self.remat,
+      dtype=self.dtype,
     )
     if self.shared:
       if len({y.shape[0] for y in x.values()}) > 1:

@@ -12,12 +12,19 @@ from model import catalogue
 from model.layers.block import Block, Masks, Streams, TrunkConfig
 from model.layers.norm import Norm
 from model.moe.config import MoeConfig
+from model.moe.dispatch import PRODUCT
 from model.moe.layer import MoeMlp
-from model.types import Array, Metrics
+from model.types import Array, Metrics, Params
 
 # Holds the parameters of a scan, with a leading axis of layers; see `scan_name`.
 SCANNED = "blocks"
 REMAT = ("none", "dots", "full")
+MATMULS = ("attention", "mlp", "experts")  # modules that compute in the model's dtype
+_DOTS = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Batched over the experts: no policy of shapes tells them from attention's products.
+  jax.checkpoint_policies.save_only_these_names(PRODUCT),
+)
 
 
 def smallest_period(pattern: tuple) -> int:
@@ -53,9 +60,9 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
   """Returns `Block`, with what the backward pass recomputes.
 
   Args:
-    remat: "none": keep all; "dots": keep the results of the weight matmuls and of the
-      experts' exchanges, not the attention matrices nor what is inside the experts;
-      "full": keep only the input of each block.
+    remat: "none": keep all; "dots": keep the results of the weight matmuls, the
+      experts' included, not the attention matrices; "full": keep the input of each
+      block. Both keep what the experts' exchanges bring.
     scan: whether it runs inside a scan, which needs no guard against CSE.
 
   Raises:
@@ -67,16 +74,13 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
     )
   if remat == "none":
     return Block
-  policy = _keep if remat == "dots" else None
+  kept = _DOTS if remat == "dots" else jax.checkpoint_policies.nothing_saveable
+
+  def policy(primitive, *args, **params) -> bool:
+    # The backward pass would have to wait for an exchange that it asks for again.
+    return primitive is all_to_all_p or kept(primitive, *args, **params)
+
   return nn.remat(Block, policy=policy, prevent_cse=not scan)
-
-
-def _keep(primitive, *args, **params) -> bool:
-  """The policy of remat "dots"."""
-  # The backward pass would have to wait for an exchange that it asks for again.
-  return primitive is all_to_all_p or (
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
-  )
 
 
 class Period(nn.Module):
@@ -183,6 +187,26 @@ class Trunk(nn.Module):
         step, j = divmod(n, period)
         aux[i] = jax.tree.map(lambda a, step=step: a[step], stacked[j])
     return x, aux
+
+
+def casting(dtype: jnp.dtype) -> type[nn.Module]:
+  """Returns `Trunk`, casting the weights of its matmuls to their dtype at the door.
+
+  Once for all modalities: were each to cast for itself, the gradients of a shared trunk
+  would be summed over the devices once per modality, and only then added. It cannot
+  initialise: what it would return is cast.
+  """
+  if dtype == jnp.float32:
+    return Trunk
+
+  def cast(variables: Params) -> Params:
+    def one(path, x):
+      names = {getattr(key, "key", None) for key in path}
+      return x.astype(dtype) if names & set(MATMULS) else x
+
+    return jax.tree_util.tree_map_with_path(one, variables)
+
+  return nn.map_variables(Trunk, "params", trans_in_fn=cast)
 
 
 def _shifted(block: Callable[[int], nn.Module], first: int, j: int) -> nn.Module:

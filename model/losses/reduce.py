@@ -365,7 +365,7 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
   if not ringing:
     da, db, dbias = back(_gather(plan, col), cols=_gather(plan, cols))
     if plan.shards > 1:
-      db = jax.tree.map(lambda x: lax.psum_scatter(x, plan.axes, tiled=True), db)
+      db = jax.tree.map(lambda x: reductions.scatter(x, plan.axes), db)
   else:
 
     def hop(carry, _):

@@ -19,6 +19,7 @@ from model.moe.router import Mixed, Routes, Taken
 from model.types import BATCH_AXES, Array
 
 P = PartitionSpec
+PRODUCT = "expert_product"  # names the results of the experts' matmuls, for remat
 Experts = Callable[[Array], Array]  # [e, r, w] -> [e, r, w], each expert its own r rows
 
 

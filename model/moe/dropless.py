@@ -19,6 +19,7 @@ from collections.abc import Callable
 import functools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
@@ -163,7 +164,7 @@ def _local(
 
   def linear(rows: Array, kernel: Array, bias: Array) -> Array:
     # The bias by a small matmul: the gradient of a gather would be a scatter.
-    y = matmul(rows, kernel, sizes) + hot @ bias
+    y = checkpoint_name(matmul(rows, kernel, sizes), dispatch.PRODUCT) + hot @ bias
     # A selection: rows without an expert may hold anything, forwards and backwards.
     return jnp.where(own[:, None] < experts, y, jnp.zeros((), y.dtype))
 

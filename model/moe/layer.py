@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
@@ -200,7 +201,8 @@ class Experts(nn.Module):
 
 
 def _linear(x: Array, kernel: Array, bias: Array) -> Array:
-  return jnp.einsum("eri,eio->ero", x, kernel) + bias[:, None, :]
+  product = jnp.einsum("eri,eio->ero", x, kernel)
+  return checkpoint_name(product, dispatch.PRODUCT) + bias[:, None, :]
 
 
 class Stack(nn.Module):

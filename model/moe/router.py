@@ -126,17 +126,22 @@ class Gate(nn.Module):
     return config.k
 
   @staticmethod
-  def mlps(config: MoeConfig, tokens: int, *, capacity: bool = False) -> float:
-    """Returns the expert MLPs per token of an example of `tokens`, in the mean.
+  def mlps(
+    config: MoeConfig, tokens: int, example: int, factor: float | None = None
+  ) -> float:
+    """Returns the expert MLPs per token of an example, in the mean.
 
     Args:
       config: of the sparse layer.
       tokens: of one modality of an example.
-      capacity: count empty slots too, as trained.
+      example: of all modalities that share the layer.
+      factor: of the capacity, to count empty slots too; None: useful work only.
     """
     del tokens
-    slots = capacity and config.dispatch != "dropless"
-    return config.k * (config.capacity if slots else 1)
+    if factor is None or config.dispatch == "dropless":
+      return config.k
+    s = config.group * example
+    return config.experts * capacity(s, config.k, factor, config.experts) / s
 
   @staticmethod
   def matmuls(config: MoeConfig) -> int:

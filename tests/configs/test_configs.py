@@ -94,6 +94,16 @@ def test_the_dense_twin_has_the_active_size_of_the_sparse_model():
   assert sum(flops[0].values()) == pytest.approx(sum(flops[1].values()), rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["limoe_s32", "limoe_b16", "limoe_l16", "limoe_h14"])
+def test_sparse_recipes_waste_little_on_routers_and_empty_slots(name):
+  sparse, twin = recipe(name).model, recipe(name).model
+  twin.moe.update(dict(every=0, layers=()))
+  useful, dense = (sum(count.flops_per_example(m).values()) for m in (sparse, twin))
+  slots = sum(count.flops_per_example(sparse, capacity=True).values())
+  assert dense < useful < 1.01 * dense
+  assert useful < slots < 1.03 * dense  # a small group's slots, rounded up, cost more
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_small_form_takes_two_steps(name):
   config = recipe(name, "runlocal")

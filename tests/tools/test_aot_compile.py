@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import limoe_s32
 from sharding import mesh as meshes
 from tests import small
 from tools import (
@@ -118,13 +120,17 @@ def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
     assert ("all-reduce", "data+expert") in table  # the global entropy's mean
 
 
-@pytest.mark.parametrize(("remat", "times"), [("dots", 4), ("full", 6)])
-def test_remat_dots_repeats_no_exchange(remat, times):
+@pytest.mark.parametrize(("remat", "products"), [("dots", 6), ("full", 7)])
+def test_remat_repeats_no_exchange_and_dots_no_expert(remat, products):
   config = small.limoe(batch_size=32)
   config.model.remat = remat
   config.mesh.update(dict(data=2, expert=4))
   text = aot_step.lower(setup_lib.build(config)).as_text()
-  assert text.count("stablehlo.all_to_all") == times  # of the one sparse layer
+  assert text.count("stablehlo.all_to_all") == 4  # of the one sparse layer
+  # Two products forward, four backward; "full" makes the first again: what the second
+  # gave is in the exchange.
+  made = re.findall(r"dot_general.* batching_dims = \[0\] x \[0\],", text)
+  assert len(made) == products
 
 
 def test_executed_flops_exceed_the_models_by_capacity_and_recomputation():
@@ -136,13 +142,47 @@ def test_executed_flops_exceed_the_models_by_capacity_and_recomputation():
   config.model.remat = "dots"
   again = aot_step.flops(config)["executed"] - plain["executed"]
   attention = 16 * 2 * 4 * 16 * (4**2 + 6**2)  # batch, depth, both matmuls, width
-  assert again == 2 * experts + attention
+  assert again == attention
   config.model.remat = "full"
   again = aot_step.flops(config)["executed"] - plain["executed"]
   assert np.isclose(again, plain["executed"] / 3)
   evaluation = aot_step.flops(config, evaluate=True)
   assert np.isclose(evaluation["model"], plain["model"] / 3)
   assert np.isclose(evaluation["executed"] - evaluation["model"], 3 * experts)
+
+
+@pytest.mark.slow
+def test_the_unrolled_sparse_step_costs_little_more_than_its_dense_twin():
+  counted, expected = {}, {}
+  for every in (0, 2):
+    config = limoe_s32.get_config()
+    config.batch_size = config.model.moe.group
+    config.model.update(dict(scan=False, remat="none"))
+    config.model.moe.every = every
+    config.mesh.update(dict(data=1, fsdp=1, expert=1))
+    setup = setup_lib.build(config, devices=jax.devices()[:1])
+    counted[every] = aot_step.lower(setup).cost_analysis()["flops"]
+    expected[every] = aot_step.flops(config)["executed"]
+    assert np.isclose(counted[every], expected[every], rtol=0.02)
+  assert counted[2] < 1.05 * counted[0]  # 1.15 is the most that is asked for
+
+
+def test_routers_that_fill_their_slots_waste_none_in_evaluation_either():
+  config = small.limoe()
+  config.model.moe.update(dict(router="expert_choice", group=1, capacity_eval=4.0))
+  config.model.moe.losses.load = 0.0
+  for evaluate in (False, True):
+    flops = aot_step.flops(config, evaluate=evaluate)
+    assert flops["executed"] == flops["model"]
+
+
+def test_a_top_1_model_costs_its_router_more_than_its_dense_twin():
+  config = small.limoe()
+  flops = aot_step.flops(config)
+  router = 16 * 10 * 2 * 16 * 4  # batch, tokens, multiply and add, width, experts
+  assert flops["model"] - flops["dense"] == 3 * router
+  config.model.moe.update(dict(every=0))
+  assert aot_step.flops(config)["model"] == flops["dense"]
 
 
 LONG = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. \
@@ -223,15 +263,57 @@ def _abstract_only(init):
 
 
 def test_docs_show_what_the_committed_results_say():
-  text = (ROOT / "docs" / "scale.md").read_text()
-  head, _, rest = text.partition("<!-- results: ")
-  files, _, rest = rest.partition(" -->\n")
-  block = rest.partition("\n<!-- end -->")[0]
-  assert head and block, "docs/scale.md has no table"
-  found = [json.loads((ROOT / name).read_text()) for name in files.split()]
-  assert block == aot_report.table(found)
-  committed = {str(p.relative_to(ROOT)) for p in ROOT.glob("docs/results/aot/*.json")}
-  assert committed == set(files.split())
+  shown = {"docs/scale.md": aot_report.table, "README.md": aot_report.short}
+  committed = sorted(ROOT.glob("docs/results/aot/*.json"))
+  for name, made in shown.items():
+    text = (ROOT / name).read_text()
+    block = re.search(r"<!-- aot: (.*?) -->\n(.*?)\n<!-- end -->", text, re.S)
+    assert block, f"{name} has no table"
+    files = [ROOT / file for file in block[1].split()]
+    assert block[2] == made([json.loads(f.read_text()) for f in files])
+    assert sorted(files) == committed
+
+
+def result(**changes):
+  """What `aot_step.measure` finds, as far as tables need it."""
+  sent = {"kind": "all-to-all", "axes": "expert", "count": 1, "bytes": 2**20}
+  made = {
+    **dict(name="tiny", topology="v5e:2x2", slices=1, set=[], step="train", scan=True),
+    **dict(mesh=dict(data=4, tensor=1), batch_size=64, remat="dots", verdict="fits"),
+    **dict(hbm_limit=2**34, memory=dict(peak=2**32), collectives=[sent, sent]),
+    "parameters": dict(total=8, active=4),
+    "flops": dict(model=110.0, executed=120.0, dense=100.0),
+    "estimate": dict(
+      **dict(compute=2e-3, memory=1e-3, collectives=1e-3, step=3e-3),
+      **dict(examples_per_s=64 / 3e-3, mfu=0.25),
+    ),
+  }
+  return made | changes
+
+
+def test_sparse_steps_are_compared_with_their_dense_twins():
+  sparse = result()
+  twin = result(
+    parameters=dict(total=4, active=4),
+    set=["model.moe.every=0"],
+    flops=dict(model=100.0, executed=100.0, dense=100.0),
+    estimate=dict(sparse["estimate"], step=2e-3),
+    collectives=sparse["collectives"][:1],
+  )
+  rows = aot_report.table([sparse, twin]).splitlines()
+  assert "| tiny | v5e:2x2 | data 4 | 64 | dots | 4.0 of 16.0 | expert 2 |" in rows[2]
+  assert rows[3].startswith("| tiny, dense twin | v5e:2x2 |")
+  assert rows[-1] == "| tiny | v5e:2x2 | 1.100 | 1.200 | - | 2.00 | 1.50 |"
+  other = dict(twin, topology="v5p:2x2x1")
+  assert aot_report.twins([sparse, other]).endswith("1.100 | - | - | - | - |")
+  assert len(aot_report.short([sparse, twin]).splitlines()) == 3
+
+
+def test_a_step_that_does_not_fit_has_a_row_too():
+  r = result(verdict="does not fit", oom=dict(needed=2**35))
+  for key in ("memory", "flops", "estimate", "collectives"):
+    del r[key]
+  assert "**does not fit**: 32.0 of 16.0 | - |" in aot_report.table([r])
 
 
 def run(arguments, tmp_path):

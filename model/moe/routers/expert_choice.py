@@ -48,9 +48,11 @@ class Router(router.Gate):
       )
 
   @staticmethod
-  def mlps(config: configs.MoeConfig, tokens: int, *, capacity: bool = False) -> float:
+  def mlps(
+    config: configs.MoeConfig, tokens: int, example: int, factor: float | None = None
+  ) -> float:
     """Every slot is filled, so that capacity always counts; see `router.Gate`."""
-    del tokens, capacity
+    del tokens, example, factor
     return config.k * config.capacity
 
   def __call__(

@@ -53,9 +53,11 @@ class Router(router.Gate):
     return config.experts
 
   @staticmethod
-  def mlps(config: configs.MoeConfig, tokens: int, *, capacity: bool = False) -> float:
+  def mlps(
+    config: configs.MoeConfig, tokens: int, example: int, factor: float | None = None
+  ) -> float:
     """As many as there are slots, however many tokens they serve; see `router.Gate`."""
-    del capacity
+    del example, factor
     return config.experts * config.slots / tokens
 
   @staticmethod

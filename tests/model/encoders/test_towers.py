@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.encoders import config as configs
-from model.encoders import towers
+from model.encoders import towers, trunk
 from model.types import Encoded
 from tests.model.encoders.models import batch_of, small
 from tests.model.layers.filled import filled
@@ -231,6 +231,41 @@ def test_remat_changes_no_gradient():
     equal(got, want, atol=1e-4, rtol=1e-4)
     dots.append(str(jaxpr).count("dot_general"))
   assert dots[0] < dots[1] < dots[2]  # what is recomputed: nothing, attention, all
+
+
+def casts(jaxpr, shape):
+  """Counts the f32 -> bf16 conversions of arrays of a shape, inner jaxprs included."""
+  n = 0
+  for e in jaxpr.eqns:
+    if e.primitive.name == "convert_element_type":
+      old, new = e.invars[0].aval, e.outvars[0].aval
+      n += (new.shape, old.dtype, new.dtype) == (shape, jnp.float32, jnp.bfloat16)
+    for value in e.params.values():
+      for inner in value if isinstance(value, tuple | list) else (value,):
+        inner = getattr(inner, "jaxpr", inner)
+        n += casts(inner, shape) if hasattr(inner, "eqns") else 0
+  return n
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_shared_trunk_casts_its_weights_once_for_all_modalities(scan, monkeypatch):
+  # Cast by each, their gradients would be summed over the devices once per modality.
+  config = small(dtype="bfloat16", scan=scan)
+  config.trunk.mlp = 48
+  net, batch = towers.build(config), batch_of()
+  params = filled(net, batch)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+  def run(params):
+    encoded, aux = net.apply(params, batch)
+    return {m: e.pooled for m, e in encoded.items()}, aux
+
+  kernel = (1, 16, 48) if scan else (16, 48)  # of the one dense block
+  assert casts(jax.make_jaxpr(run)(params).jaxpr, kernel) == 1
+  got = jax.jit(run)(params)
+  monkeypatch.setattr(trunk, "casting", lambda dtype: trunk.Trunk)
+  want = jax.jit(lambda p: run(p))(params)
+  equal(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_eight_devices_give_what_one_gives(sparse):
