@@ -123,8 +123,7 @@ def routing(steps: list[Mapping[str, Any]]) -> dict[str, float]:
   """Returns the figures of the router at the end of training, over sparse layers.
 
   Served shares and effective experts are of the layer that has the least: means would
-  hide a collapse. An expert is one modality's own if OWN of its load is, where loads
-  are per token of a modality, so that the more numerous one has no head start.
+  hide a collapse.
   """
   figures = {}
   for m in MODALITIES:
@@ -134,11 +133,28 @@ def routing(steps: list[Mapping[str, Any]]) -> dict[str, float]:
   start, end = own_experts(_loads(steps[:HEAD])), own_experts(_loads(steps[-TAIL:]))
   for m in MODALITIES:
     figures[f"own_{m}"], figures[f"own_{m}_start"] = end[m], start[m]
-  return figures
+  used = used_experts(_loads(steps[-TAIL:]))
+  return figures | {f"used_{m}": used[m] for m in MODALITIES}
+
+
+def used_experts(load: np.ndarray) -> dict[str, float]:
+  """Returns modality -> exp H of where its tokens go, in the layer that has the least.
+
+  Unlike effective experts, which are of the mean gate, flat gates do not raise it.
+
+  Args:
+    load: f32[layer, modality, e], choices served per token of the modality.
+  """
+  share = load / np.maximum(load.sum(axis=-1, keepdims=True), 1e-9)
+  entropy = -np.sum(share * np.log(np.maximum(share, 1e-9)), axis=-1)
+  return {m: float(np.exp(entropy[:, i].min())) for i, m in enumerate(MODALITIES)}
 
 
 def own_experts(load: np.ndarray) -> dict[str, float]:
   """Returns modality -> how many experts of the last layer are its own.
+
+  An expert is one modality's own if OWN of its load is, where loads are per token of a
+  modality, so that the more numerous one has no head start. Dead experts are nobody's.
 
   Args:
     load: f32[layer, modality, e], choices served per token of the modality.

@@ -18,7 +18,7 @@ from benchmarks.claims.shared import verdict
 from training import environment
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Measured:
   """What one run gave.
 

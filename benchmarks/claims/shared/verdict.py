@@ -1,10 +1,10 @@
 """Verdicts by rules that are stated before a run, over seeds in pairs.
 
 A rule asks whether one figure of an arm, or its difference to another arm on the same
-seed, lies beyond a bound. It holds if Student's interval of the mean over the seeds lies
-wholly beyond the bound, it does not hold if the interval lies wholly short of it, and
-it is inconclusive otherwise. With three seeds the interval is wide: mean +- 1.69 sample
-deviations at 90 %.
+seed, lies beyond a bound. It holds if Student's interval of the mean over the seeds
+lies wholly beyond the bound, does not hold if the interval lies wholly short of it, and
+is inconclusive otherwise. With three seeds the interval is wide: the mean +- 1.69
+sample deviations at 90 %.
 """
 
 from collections.abc import Mapping, Sequence

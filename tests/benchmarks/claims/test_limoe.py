@@ -46,6 +46,12 @@ def test_an_expert_is_a_modalitys_own_by_share_of_tokens_not_by_count():
   assert limoe.own_experts(load) == {"image": 1.0, "text": 1.0}
 
 
+def test_used_experts_count_where_tokens_go_in_the_worst_layer():
+  even, one = np.full(4, 0.2), np.array([0.5, 0.0, 0.0, 0.0])
+  used = limoe.used_experts(np.array([[even, even], [even, one]]))
+  assert used["image"] == pytest.approx(4.0) and used["text"] == pytest.approx(1.0)
+
+
 def shrunk(arm):
   c = limoe.settings(arm, 0)
   c.model.embed_dim = 8
