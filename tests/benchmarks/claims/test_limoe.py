@@ -18,11 +18,14 @@ def test_arms_cost_the_same_arithmetic():
 def test_arms_have_the_losses_and_the_order_that_they_are_named_for():
   moe = {a: limoe.settings(a, 3).model.moe for a in limoe.ARMS}
   assert moe["dense"].every == 0
-  assert moe["full"].every and moe["full"].priority
-  assert not moe["full_array"].priority and not moe["classic_array"].priority
-  assert moe["full_array"].losses == moe["full"].losses
-  assert moe["classic_array"].losses == moe["classic"].losses
-  for arm, local, both in (("classic", 0, 0), ("local", 1, 0), ("global", 0, 1)):
+  assert [a for a, m in moe.items() if m.every and m.priority] == ["full"]
+  assert moe["full"].losses == moe["both"].losses
+  for arm, local, both in (
+    ("classic", 0, 0),
+    ("local", 1, 0),
+    ("global", 0, 1),
+    ("both", 1, 1),
+  ):
     losses = moe[arm].losses
     assert losses.importance == losses.load == losses.z == 1.0
     assert losses.local_entropy.to_dict() == {"text": local}
