@@ -24,8 +24,8 @@ from tools import report_plots as plots
 from training import loop
 from training import metrics as metrics_lib
 
-# A ladder: each arm adds to the one named in it. The first sparse ones give slots in the
-# array's order, as V-MoE trains; LIMoE's batch priority comes last.
+# A ladder: each arm adds to the one named in it. All sparse ones but the last give
+# slots in the array's order, as V-MoE trains.
 ARMS = {
   "dense": "the twin of equal active size: no experts",
   "classic": "experts with importance, load and z losses",
@@ -249,15 +249,15 @@ def _matrix(ax: Axes, result: Mapping[str, Any], arm: str) -> None:
 CHOICE = {
   "seed": 11,
   "aim": "a setting in which classic balancing fails, with the paper's 32 experts, its "
-  "loss weight .04 and its thresholds 9 and 20; no search for retrieval, none for LIMoE",
+  "loss weight .04 and its thresholds 9 and 20; no search for retrieval or for LIMoE",
   "pilots": [
     "router at the others' learning rate, weight .04, with priority, 250 steps: no "
     "collapse. Classic: text on exp H 30 experts, .97 of it served; full: 22, .88. The "
     "gates stay flat (a token's entropy 3.2 and 2.8 of at most 3.47 nats)",
     "the same in 4 layers of 64 patches: stopped after 60 steps, too slow",
     "router at 10 times that rate, weight .01, vanilla, 200 steps: classic collapses "
-    "after 75 steps (text 3.2, .24 served; 21 experts dead), and so does full (3.7, .19 "
-    "at step 185): the losses are too weak for either",
+    "after 75 steps (text 3.2, .24 served; 21 experts dead), and so does full (3.7, "
+    ".19 at step 185): the losses are too weak for either",
     "router at 10 times that rate, weight .04, vanilla, 160 steps: classic collapses "
     "(text 4.8, .24 served at step 112, where the pilot was stopped). Taken; the other "
     "arms were not tried in it",

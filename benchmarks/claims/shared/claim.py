@@ -100,6 +100,7 @@ def collect(claim: Claim, records: list[dict[str, Any]], key: str) -> dict[str, 
   return {
     "key": key,
     "title": claim.title,
+    "command": f"python -m benchmarks.claims {key}",
     "source": claim.source,
     "arms": dict(claim.arms),
     "seeds": list(claim.seeds),
@@ -133,7 +134,7 @@ def _one(claim: Claim, settings: Any, workdir: pathlib.Path) -> dict[str, Any]:
     "figures": {k: float(v) for k, v in measured.figures.items()},
     "arrays": dict(measured.arrays),
     "seconds": round(time.monotonic() - started, 1),
-    "made": environment.describe(),
+    "made": {k: v for k, v in environment.describe().items() if k != "command"},
   }
 
 
