@@ -71,7 +71,7 @@ def settings(arm: str, seed: int) -> ConfigDict:
   losses.global_entropy.update({m: both for m in MODALITIES})
   if arm == "dense":
     moe.every = 0
-  c.batch_size, c.total_steps, c.log_every = 32, 160, 2
+  c.batch_size, c.total_steps, c.log_every = 64, 160, 2
   c.ema, c.checkpoint.every = 0.98, 0
   # A router at the others' pace does not commit itself in so few steps, and then
   # nothing can collapse.
@@ -259,8 +259,10 @@ CHOICE = {
     "after 75 steps (text 3.2, .24 served; 21 experts dead), and so does full (3.7, "
     ".19 at step 185): the losses are too weak for either",
     "router at 10 times that rate, weight .04, vanilla, 160 steps: classic collapses "
-    "(text 4.8, .24 served at step 112, where the pilot was stopped). Taken, with half "
-    "of its batch of 64, for the time; the other arms were not tried in it",
+    "(text 4.8, .24 served at step 112, where the pilot was stopped). Taken; the other "
+    "arms were not tried in it",
+    "the same with batch 32, seed 0, classic and dense only: no collapse in 160 steps "
+    "(text 21, .75 served), recall as low as the twin's; so batch 64, and no seed 0",
   ],
 }
 
@@ -328,7 +330,7 @@ CLAIM = Claim(
   title="LIMoE on emoji",
   source="arXiv 2206.02770",
   arms=ARMS,
-  seeds=(0, 1, 2),
+  seeds=(1, 2, 3),  # 0 was seen: see CHOICE
   settings=settings,
   varies=(
     "model.moe.every",
