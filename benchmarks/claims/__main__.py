@@ -1,8 +1,8 @@
 """Runs claims: python -m benchmarks.claims KEY ... | --all.
 
-Each writes docs/results/claims/KEY.json, with mean, spread and verdicts, and its plot,
-docs/figures/claims/KEY.png; and prints the tables of its page. Interrupted, it goes on
-where it was. `--tables` prints them from the JSON without running anything.
+Each writes docs/results/claims/KEY.json, with mean, spread and verdicts, its plot,
+docs/figures/claims/KEY.png, and its page, docs/claims/KEY.md. Interrupted, it goes on
+where it was. `--write` judges the runs in the JSON, and writes all three, anew.
 """
 
 import argparse
@@ -40,37 +40,44 @@ def find(key: str) -> claim_lib.Claim:
   return importlib.import_module(f"{PACKAGE}.{key}").CLAIM
 
 
-def run(
-  key: str, docs: pathlib.Path, work: pathlib.Path, seeds: Sequence[int] = ()
-) -> dict:
-  """Runs the claim `key` and writes its JSON and its plot below `docs`.
+def run(key: str, work: pathlib.Path, seeds: Sequence[int] = ()) -> list:
+  """Returns the runs of the claim `key`, after running what is left of it.
 
   Args:
     key: a file of benchmarks/claims/.
-    docs: gets results/claims/KEY.json and figures/claims/KEY.png.
     work: keeps what is finished of a sweep, and the runs' own workdirs meanwhile.
     seeds: others than the claim's own.
 
   Raises:
-    ValueError: no such claim, with near misses; or a rule that cannot be decided.
+    ValueError: no such claim; lists near misses.
   """
   claim = find(key)
   if seeds:
     claim = dataclasses.replace(claim, seeds=tuple(seeds))
-  records = claim_lib.run(claim, work / key, claim_lib.say_to_stderr)
-  result = claim_lib.collect(claim, records, key)
-  path = results(key, docs)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(result, indent=1) + "\n")
-  picture = docs / "figures" / "claims" / f"{key}.png"
-  picture.parent.mkdir(parents=True, exist_ok=True)
-  claim.draw(result).savefig(picture)
-  return result
+  return claim_lib.run(claim, work / key, claim_lib.say_to_stderr)
 
 
 def results(key: str, docs: pathlib.Path) -> pathlib.Path:
   """Returns the path of a claim's JSON."""
   return docs / "results" / "claims" / f"{key}.json"
+
+
+def write(key: str, docs: pathlib.Path, records: list) -> dict:
+  """Judges the runs; writes JSON, plot and page below `docs`. Returns what is in it.
+
+  Raises:
+    ValueError: a rule that cannot be decided.
+  """
+  claim = find(key)
+  result = claim_lib.collect(claim, records, key)
+  picture = docs / "figures" / "claims" / f"{key}.png"
+  text = docs / "claims" / f"{key}.md"
+  for path in (results(key, docs), picture, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  results(key, docs).write_text(json.dumps(result, indent=1) + "\n")
+  claim.draw(result).savefig(picture)
+  text.write_text(page.page(result))
+  return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,17 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     default=pathlib.Path(tempfile.gettempdir()) / "concord_claims",
     help="keeps finished runs, so that an interrupted sweep goes on",
   )
-  parser.add_argument("--tables", action="store_true", help="print, run nothing")
+  parser.add_argument(
+    "--write", action="store_true", help="from the JSON, without runs"
+  )
   args = parser.parse_args(argv)
   if args.all == bool(args.keys):
     parser.error(f"name claims or give --all; there are: {', '.join(keys())}")
   logging.set_verbosity(logging.ERROR)  # a collapse is what some arms are there for
   try:
     for key in keys() if args.all else args.keys:
-      if args.tables:
-        result = json.loads(results(key, args.docs).read_text())
+      if args.write:
+        records = json.loads(results(key, args.docs).read_text())["runs"]
       else:
-        result = run(key, args.docs, args.work, args.seeds)
+        records = run(key, args.work, args.seeds)
+      result = write(key, args.docs, records)
       print(f"{key}: {result['title']}\n")
       print(page.figures(result), page.verdicts(result), sep="\n\n")
   except (OSError, ValueError) as e:

@@ -38,6 +38,8 @@ class Claim:
   Attributes:
     title: of the page and the plot.
     source: the paper, as an arXiv id or an address.
+    about: what is trained on what, in a few sentences.
+    legend: what the columns of the table mean.
     arms: name -> what it is; the baselines are among them.
     seeds: three or more; an arm's run on a seed is compared with another arm's on it.
     settings: (arm, seed) -> everything that decides a run, as a ConfigDict or a mapping
@@ -47,11 +49,13 @@ class Claim:
     statements: what the paper says, with the rules, fixed before the run.
     columns: (metric, heading) of the table.
     draw: from what `collect` returns, the one plot.
-    choice: how the setting was chosen, and what was tried: kept in the JSON.
+    choice: how the setting was chosen: its "aim", and what was tried, "pilots".
   """
 
   title: str
   source: str
+  about: str
+  legend: str
   arms: Mapping[str, str]
   seeds: tuple[int, ...]
   settings: Callable[[str, int], Any]
@@ -102,8 +106,10 @@ def collect(claim: Claim, records: list[dict[str, Any]], key: str) -> dict[str, 
     "title": claim.title,
     "command": f"python -m benchmarks.claims {key}",
     "source": claim.source,
+    "about": claim.about,
+    "legend": claim.legend,
     "arms": dict(claim.arms),
-    "seeds": list(claim.seeds),
+    "seeds": sorted({r["seed"] for r in records}),
     "confidence": verdict.CONFIDENCE,
     "statements": [verdict.judge(s, figures) for s in claim.statements],
     "summary": {arm: _summary(list(by.values())) for arm, by in figures.items()},
