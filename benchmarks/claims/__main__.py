@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 from absl import logging
+import matplotlib.pyplot as plt
 
 from benchmarks.claims.shared import claim as claim_lib
 from benchmarks.claims.shared import page
@@ -75,7 +76,9 @@ def write(key: str, docs: pathlib.Path, records: list) -> dict:
   for path in (results(key, docs), picture, text):
     path.parent.mkdir(parents=True, exist_ok=True)
   results(key, docs).write_text(json.dumps(result, indent=1) + "\n")
-  claim.draw(result).savefig(picture)
+  fig = claim.draw(result)
+  fig.savefig(picture)
+  plt.close(fig)
   text.write_text(page.page(result))
   return result
 

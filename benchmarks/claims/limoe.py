@@ -234,7 +234,10 @@ def _points(ax: Axes, result: Mapping[str, Any], colours: Mapping[str, str]) -> 
 
 def _matrix(ax: Axes, result: Mapping[str, Any], arm: str) -> None:
   """Draws which modality each expert of the last layer serves, on held-out pairs."""
-  run = next(r for r in result["runs"] if r["arm"] == arm)
+  ended = (r for r in result["runs"] if "load_held_out" in r["arrays"])
+  run = next((r for r in ended if r["arm"] == arm), None)
+  if run is None:  # each of them diverged
+    return
   load = np.array(run["arrays"]["load_held_out"])[-1]
   order = np.argsort(load[1] / np.maximum(load.sum(axis=0), 1e-9))
   ax.imshow(load[:, order], aspect="auto", cmap="Blues", vmin=0.0)

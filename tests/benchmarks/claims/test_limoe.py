@@ -1,5 +1,6 @@
 """The LIMoE claim: its measures on made-up figures, and one tiny run of the loop."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -93,3 +94,25 @@ def test_a_dense_run_that_diverges_is_a_figure_not_an_error(tmp_path, monkeypatc
   assert figures["finite"] == 0.0 and figures["recall10"] == 0.0
   assert figures["loss"] == 4.0 and figures["spikes"] == 0.0
   assert "served_text" not in figures
+
+
+def test_the_plot_shows_arms_with_and_without_experts(tmp_path):
+  rng = np.random.default_rng(0)
+  runs = []
+  for arm in limoe.ARMS:
+    for seed in (1, 2):
+      arrays = {"step": [2, 4, 6], "grad_norm": [1.0, 2.0, 1.5]}
+      if arm != "dense":
+        arrays |= {"effective_experts_text": [3.0, 2.0, 1.0]}
+        arrays |= {"served_text": [1.0, 0.5, 0.7]}
+        arrays |= {"load_held_out": rng.uniform(size=(1, 2, 8)).tolist()}
+      figures = {"recall10": rng.uniform()}
+      runs.append({"arm": arm, "seed": seed, "figures": figures, "arrays": arrays})
+  result = {"title": "x", "arms": limoe.ARMS, "seeds": [1, 2], "runs": runs}
+  fig = limoe.draw(result)
+  _, labels = fig.axes[3].get_legend_handles_labels()
+  assert labels == list(limoe.ARMS)
+  assert len(fig.axes[1].lines) == len(limoe.ARMS)  # dense has none; and the threshold
+  assert fig.axes[1].lines[-1].get_ydata()[0] == 9
+  fig.savefig(tmp_path / "x.png")
+  plt.close(fig)
