@@ -132,7 +132,6 @@ def routing(steps: list[Mapping[str, Any]]) -> dict[str, float]:
   for m in MODALITIES:
     for name in ("served", "effective_experts", "token_entropy"):
       figures[f"{name}_{m}"] = float(_series(steps[-TAIL:], name, m).mean())
-    figures[f"least_served_{m}"] = float(_series(steps, "served", m)[HEAD:].min())
   start, end = own_experts(_loads(steps[:HEAD])), own_experts(_loads(steps[-TAIL:]))
   figures |= {f"own_{m}": end[m] for m in MODALITIES}
   figures["own_more"] = sum(end.values()) - sum(start.values())
