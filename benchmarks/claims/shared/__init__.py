@@ -1,0 +1,1 @@
+"""What every claim shares: arms and seeds, verdicts, tables and the command."""
