@@ -8,7 +8,7 @@ configs/limoe_emoji.py, run by the training loop as it is, smaller, and without 
 paths past the trunk, which would learn most of the matching without it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -56,7 +56,7 @@ def settings(arm: str, seed: int) -> ConfigDict:
   c.model.embed_dim = 64
   c.model.trunk.update(dict(width=64, depth=2, heads=2, mlp=256, dropout=0.0))
   c.model.modalities.image.update(
-    dict(size=(24, 24, 3), patch=(4, 4), thumbnail=(), drop_thumbnail=0.0)
+    dict(size=(24, 24, 3), patch=(4, 4), gradients=(), colors=(), drop_descriptors=0.0)
   )
   c.model.modalities.image.drop_patches = 0.0
   c.model.modalities.text.update(dict(length=8, ngrams=0, drop_ngrams=0.0))
@@ -122,7 +122,7 @@ def spikes(norms: np.ndarray) -> np.ndarray:
   return np.array([x / np.median(b) if len(b) else 1.0 for x, b in zip(norms, before)])
 
 
-def routing(steps: list[Mapping[str, Any]]) -> dict[str, float]:
+def routing(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """Returns the figures of the router at the end of training, over sparse layers.
 
   Served shares and effective experts are of the layer that has the least: means would
@@ -168,14 +168,14 @@ def own_experts(load: np.ndarray) -> dict[str, float]:
   return {m: float((share[i] >= OWN).sum()) for i, m in enumerate(MODALITIES)}
 
 
-def _series(steps: list[Mapping[str, Any]], name: str, modality: str) -> np.ndarray:
+def _series(steps: Sequence[Mapping[str, Any]], name: str, modality: str) -> np.ndarray:
   """Returns f32[steps]: a metric of the sparse layer in which it is least."""
   keys = [k for k in steps[0] if k.startswith("metrics/moe/layer")]
   keys = [k for k in keys if k.endswith(f"/{name}/{modality}")]
   return np.array([min(row[k] for k in keys) for row in steps])
 
 
-def _loads(steps: list[Mapping[str, Any]]) -> np.ndarray:
+def _loads(steps: Sequence[Mapping[str, Any]]) -> np.ndarray:
   """Returns f32[layer, modality, e]: mean load over steps, per token of a modality."""
   layers = sorted(k.split("/")[2] for k in steps[0] if k.endswith("/load/text"))
   rows = [
