@@ -101,9 +101,7 @@ def symmetric_logsumexp(
     b: [b2, d].
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]).
-    exclude: as in `row_logsumexp`.
-    only: as in `row_logsumexp`.
-    fn: as in `row_logsumexp`.
+    exclude, only, fn: as in `row_logsumexp`.
     strategy: one of STRATEGIES.
     bias: f32[].
     tile: columns at a time; None: TILE_SCORES / rows.
