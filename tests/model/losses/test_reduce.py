@@ -138,30 +138,6 @@ def test_pair_sum_and_marks_are_a_double_loop(strategy):
   np.testing.assert_allclose(got, others, rtol=2e-6)
 
 
-@pytest.mark.parametrize("strategy", ["dense", "tiled"])
-def test_only_the_pairs_of_equal_mark(strategy):
-  a, c = make(13, 19)
-  marks = np.arange(13, dtype=np.int32) // 2, np.arange(19, dtype=np.int32) // 3
-  valid = np.arange(13) // 2 != 2, np.arange(19) % 5 != 1
-  s = 7.0 * a.astype(np.float64) @ c.astype(np.float64).T
-  want = np.full(13, -np.inf), np.full(19, -np.inf)
-  for i, j in zip(*np.nonzero(marks[0][:, None] == marks[1][None, :])):
-    if valid[1][j]:
-      want[0][i] = np.logaddexp(want[0][i], s[i, j])
-    if valid[0][i]:
-      want[1][j] = np.logaddexp(want[1][j], s[i, j])
-  got = reduce.symmetric_logsumexp(
-    a, c, 7.0, valid=valid, only=marks, strategy=strategy, tile=4
-  )
-  for x, y in zip(got, want):
-    np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
-  assert np.isneginf(want[1]).any()  # a column whose rows are not valid
-  alone = reduce.row_logsumexp(
-    a, c, 7.0, valid=jnp.asarray(valid[1]), only=marks, strategy=strategy, tile=4
-  )
-  np.testing.assert_array_equal(alone, got[0])
-
-
 @pytest.mark.parametrize("strategy", ["dense", "tiled", "ring"])
 def test_a_second_score_and_several_sums(strategy):
   a, c = make(13, 19)
@@ -380,8 +356,6 @@ def test_errors_say_what_was_got():
     reduce.row_logsumexp(a, c, 1.0, valid=np.ones(3, bool))
   with pytest.raises(ValueError, match="tile = 0 must be at least 1"):
     reduce.row_logsumexp(a, c, 1.0, tile=0)
-  with pytest.raises(ValueError, match="exclude or only, not both"):
-    reduce.row_logsumexp(a, c, 1.0, exclude="diagonal", only="diagonal")
   with pytest.raises(ValueError, match=r"given must be \[4, d2\]; got \(3, 16\)"):
     reduce.pair_sum(weigh, a, c, 1.0, given=(a, c[1:]))
   with pytest.raises(ValueError, match="'diag' must be 'diagonal' or"):

@@ -76,6 +76,30 @@ def test_value_and_gradient_are_the_double_loop(strategy, kind):
     np.testing.assert_allclose(g, w, rtol=0, atol=2e-5 * np.abs(w).max())
 
 
+@pytest.mark.parametrize("strategy", ["dense", "tiled"])
+def test_only_the_pairs_of_equal_mark(strategy):
+  a, c = slopes.unit(13, D)["image"], slopes.unit(19, D)["text"]
+  marks = np.arange(13, dtype=np.int32) // 2, np.arange(19, dtype=np.int32) // 3
+  valid = np.arange(13) // 2 != 2, np.arange(19) % 5 != 1
+  s = 7.0 * a.astype(np.float64) @ c.astype(np.float64).T
+  want = np.full(13, -np.inf), np.full(19, -np.inf)
+  for i, j in zip(*np.nonzero(marks[0][:, None] == marks[1][None, :])):
+    if valid[1][j]:
+      want[0][i] = np.logaddexp(want[0][i], s[i, j])
+    if valid[0][i]:
+      want[1][j] = np.logaddexp(want[1][j], s[i, j])
+  got = reduce.symmetric_logsumexp(
+    a, c, 7.0, valid=valid, only=marks, strategy=strategy, tile=4
+  )
+  for x, y in zip(got, want):
+    np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+  assert np.isneginf(want[1]).any()  # a column whose rows are not valid
+  alone = reduce.row_logsumexp(
+    a, c, 7.0, valid=jnp.asarray(valid[1]), only=marks, strategy=strategy, tile=4
+  )
+  np.testing.assert_array_equal(alone, got[0])
+
+
 def test_only_and_exclude_do_not_go_together():
   z = jnp.ones((2, 2))
   with pytest.raises(ValueError, match="give exclude or only, not both"):
