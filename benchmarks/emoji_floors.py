@@ -17,6 +17,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from input_pipeline.sources import emoji as source
 from model.layers import descriptors
 from training import environment
 
+COMMAND = "python -m benchmarks.emoji_floors"
 SIDE = 24  # pixels
 FOLDS = 3
 RANKS = (256, 512)  # of the text space
@@ -314,7 +316,9 @@ def style_floor(
   return out | {"n": float(len(rank)), "concepts": float(len(concepts)), "drawn": drawn}
 
 
-def results(runs: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
+def results(
+  runs: Sequence[Mapping[str, Any]], title: str, argv: Sequence[str] = ()
+) -> dict[str, Any]:
   """Returns the figures of several splits in the form that tools.collect tabulates."""
   keys = [k for k, v in runs[0].items() if isinstance(v, int | float)]
   return {
@@ -322,13 +326,13 @@ def results(runs: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
     "seeds": list(range(len(runs))),
     "metrics": {f"eval/retrieval/{k}": [r[k] for r in runs] for k in keys},
     "chosen": [r["chosen"] for r in runs],
-    "made": [environment.describe()],
+    "made": [environment.describe() | {"command": " ".join([COMMAND, *argv])}],
   }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the floors of several family splits; prints and saves mean and spread."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.emoji_floors")
+  parser = argparse.ArgumentParser(prog=COMMAND)
   parser.add_argument("--seeds", type=int, default=5, help="family splits")
   parser.add_argument("--out", help="JSON file of the results")
   parser.add_argument("--descriptors", action="store_true", help="instead of pixels")
@@ -348,7 +352,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       found = ", ".join(f"R@{k} {runs[-1][f'i2t_r{k}']:.3f}" for k in (1, 5, 10))
       print(f"split {seed}: image to text {found}", flush=True)
     read = "its wide path's descriptors" if args.descriptors else "24x24 pixels"
-    out = results(runs, f"floor: ridge on {read}")
+    words = sys.argv[1:] if argv is None else argv
+    out = results(runs, f"floor: ridge on {read}", words)
     for key, found in out["metrics"].items():
       print(f"{key:36} {np.mean(found):8.3f} +- {np.std(found):.3f}")
   if args.out:

@@ -1,7 +1,7 @@
 """Descriptors of an image by formula, without parameters: what the wide path reads.
 
 What was used before networks learned features, and needs few examples: where which
-colours and which edges are. Axis letters: b batch, h, w pixels, c channels, g cells per
+colors and which edges are. Axis letters: b batch, h, w pixels, c channels, g cells per
 side, p pixels of a cell, k bins.
 """
 
@@ -16,7 +16,7 @@ NOISE = 0.1  # of a cell's gradients, summed: below it a cell counts as empty
 def gradients(x: Array, cells: int, bins: int) -> Array:
   """Returns [b, g * g, k]: histograms of oriented gradients, of mean square near 1.
 
-  As HOG (Dalal and Triggs 2005, section 6) in its plainest form: central differences of
+  As HOG (Dalal and Triggs 2005) in its plainest form: central differences of
   the mean over channels, orientations without sign, each between its two nearest bins,
   weighted by length; every cell normalised by itself.
 
@@ -43,7 +43,7 @@ def colors(x: Array, cells: int, bins: int, value_range: tuple[float, float]) ->
 
   Joint histograms of the channels (Swain and Ballard 1991), each value between its two
   nearest bins. Of roots, the distance is Hellinger's, which a color of few pixels moves
-  more than it would the plain one's (arXiv 1204.2536 has the same for SIFT).
+  more than it would the plain one's: as RootSIFT (Arandjelovic, Zisserman 2012).
 
   Args:
     x: float [b, h, w, c].

@@ -17,6 +17,8 @@ from model.types import Array
 class Descriptors(nn.Module):
   """A linear layer on descriptors of the input: see model.layers.descriptors.
 
+  No gradient goes back to the input.
+
   Attributes:
     features: d.
     gradients: (cells per side, bins) of the gradients' histograms; (): none.
@@ -54,6 +56,8 @@ class Descriptors(nn.Module):
       x = x[..., None]
     if mask is not None:
       x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
+    # Roots and lengths of 0, of which histograms are full, have no finite slope.
+    x = jax.lax.stop_gradient(x)
     out = jnp.zeros((), jnp.float32)
     for key, cells in self._described(x).items():
       cells = self._dropped(cells) if train and self.drop else cells

@@ -138,6 +138,7 @@ def test_the_floor_can_read_descriptors_instead_of_pixels():
 
 def test_results_of_seeds_can_be_tabulated():
   runs = [{"i2t_r1": 1.0, "chosen": {"rank": 2}}, {"i2t_r1": 3.0, "chosen": {}}]
-  out = emoji_floors.results(runs, "floor: x")
+  out = emoji_floors.results(runs, "floor: x", ["--seeds", "2"])
+  assert out["made"][0]["command"] == "python -m benchmarks.emoji_floors --seeds 2"
   assert out["metrics"] == {"eval/retrieval/i2t_r1": [1.0, 3.0]}
   assert "floor: x | 2.000" in collect.table([out])

@@ -22,6 +22,14 @@ def test_descriptors_enter_by_a_linear_map_each():
   np.testing.assert_allclose(wide.apply(params, x), want, atol=1e-5)
 
 
+def test_an_input_without_edges_has_a_finite_gradient():
+  wide = Descriptors(5, gradients=(2, 4), colors=(2, 2))
+  x = jnp.ones((1, 8, 8, 3))
+  params = filled(wide, x)
+  slope = jax.grad(lambda x: wide.apply(params, x).sum())(x)
+  np.testing.assert_array_equal(slope, jnp.zeros_like(x))
+
+
 def test_cells_that_do_not_divide_the_image_are_refused():
   x = jnp.ones((2, 8, 8, 3))
   with pytest.raises(ValueError, match=r"image\.gradients = \(3, 4\) \(8 % 3 = 2"):
