@@ -37,8 +37,6 @@ def text(result: Mapping[str, Any]) -> str:
     f"verdict: {r['verdict']}",
   ]
   lines += _memory(r["memory"], r["hbm_limit"]) if "memory" in r else _oom(r["oom"])
-  if "no_text" in r:
-    lines += ["", f"the compiler gave no text of the program: {r['no_text']}"]
   if "estimate" in r:
     lines += ["", *_collectives(r), "", *_estimate(r)]
   return "\n".join(lines)

@@ -110,8 +110,8 @@ def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
   slots = 4 * 8 * 12 // 8  # on one device
   one = slots * 16 * 4 * 3 // 4  # bytes that leave it: width 16, f32, 3 of 4 devices
   for evaluate, times in ((False, 4), (True, 2)):
-    compiled = aot_step.lower(setup, evaluate).compile()
-    module = hlo_text.parse(compiled.as_text())
+    _, text = aot_step.compile_to_text(aot_step.lower(setup, evaluate))
+    module = hlo_text.parse(text)
     table = hlo_collectives.by_kind_and_axes(
       hlo_collectives.find(module, dict(setup.mesh.shape))
     )
