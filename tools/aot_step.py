@@ -15,7 +15,7 @@ from evaluators import context as context_lib
 from model.encoders import config as encoders
 from model.encoders import count
 from sharding import mesh as meshes
-from tools import hlo_collectives, hlo_text, hlo_traffic, roofline
+from tools import aot_least, hlo_collectives, hlo_text, hlo_traffic, roofline
 from training import chips, clock
 from training import setup as setup_lib
 from training import step as step_lib
@@ -110,7 +110,7 @@ def measure(
     result["flops"]["compiled"] = cost.get("flops", 0.0) * len(devices)
   if hlo:
     pathlib.Path(hlo).write_text(text)
-  return result | _of_text(hlo_text.parse(text), setup, chip, result["flops"])
+  return result | _of_text(hlo_text.parse(text), setup, chip, result)
 
 
 def compile_to_text(lowered: Any) -> tuple[Any, str]:
@@ -198,8 +198,9 @@ def _of_text(
   module: hlo_text.Module,
   setup: setup_lib.Setup,
   chip: chips.Chip,
-  work: Mapping[str, float],
+  result: Mapping[str, Any],
 ) -> dict[str, Any]:
+  work = result["flops"]
   devices = list(setup.mesh.devices.flat)
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   found = hlo_collectives.find(module, dict(setup.mesh.shape), slices)
@@ -218,6 +219,7 @@ def _of_text(
     "largest_collectives": [
       {k: dataclasses.asdict(c)[k] for k in keep} for c in largest
     ],
+    "lines": aot_least.lines(setup, found, result["step"]),
     "loops_of_unknown_length": any(not c.known for c in found),
     "hbm_traffic": traffic,
     "estimate": {
