@@ -235,18 +235,27 @@ def _sides(
   return sides[0], sides[1]
 
 
-def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
-  if strategy not in STRATEGIES:
-    raise ValueError(f"strategy = {strategy!r} must be one of {STRATEGIES}")
-  if tile is not None and tile < 1:
-    raise ValueError(f"tile = {tile} must be at least 1")
+def batch_axes() -> tuple[tuple[str, ...], int]:
+  """Returns the axes of the ambient mesh that split the batch, and into how many parts.
+
+  Raises:
+    ValueError: inside a shard_map over them, where there is no global batch.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   size = dict(mesh.shape)
   axes = tuple(x for x in BATCH_AXES if size.get(x, 1) > 1)
   kinds = dict(zip(mesh.axis_names, mesh.axis_types))
   if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
     raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
-  shards = math.prod(size[x] for x in axes)
+  return axes, math.prod(size[x] for x in axes)
+
+
+def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
+  if strategy not in STRATEGIES:
+    raise ValueError(f"strategy = {strategy!r} must be one of {STRATEGIES}")
+  if tile is not None and tile < 1:
+    raise ValueError(f"tile = {tile} must be at least 1")
+  axes, shards = batch_axes()
   n = col.valid.shape[0]
   rows = -(-row.valid.shape[0] // shards)
   each = reductions.scores_per_pair(row.x, col.x)
