@@ -43,7 +43,10 @@ def modalities(loss):
 
 
 def embeddings(loss, b=B):
-  """Unit vectors, or sets of them, that share a signal, as after some training."""
+  """Unit vectors, or sets of them, that share a signal, as after some training.
+
+  A loss over `tokens` gets those `fields` of Encoded that it names; by default, tokens.
+  """
   rng = np.random.default_rng(0)
   sets = getattr(loss, "tokens", False)
   shape = (b, TOKENS, D) if sets else (b, D)
@@ -52,7 +55,12 @@ def embeddings(loss, b=B):
   for m in modalities(loss):
     x = common + rng.normal(size=shape)
     x = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-    z[m] = Encoded(pooled=None, tokens=x) if sets else x
+    if not sets:
+      z[m] = x
+      continue
+    known = dict(pooled=x.mean(1), tokens=x, log_var=np.log(x.var(1)))
+    read = getattr(loss, "fields", ("tokens",))
+    z[m] = Encoded(**{"pooled": None} | {k: known[k] for k in read})
   return z
 
 
