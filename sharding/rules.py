@@ -48,6 +48,10 @@ DEFAULT: tuple[Rule, ...] = (
   (r"stem_\w+/position", (None, "fsdp")),  # [n, w]
   (r"wide_\w+/embedding", ("tensor", "fsdp")),  # [rows, d]
   (r"project_\w+/kernel", ("fsdp", "tensor")),  # [w, d]
+  # Heads: the logits of classes are split like the columns of a matrix.
+  (r"classes/embedding", ("tensor", "fsdp")),  # [classes, d]
+  (r"classes/bias", ("tensor",)),  # [classes]
+  (r"codes", ("fsdp", None)),  # [m, d]
   # Norms, biases, temperatures: whole.
   (r"(scale|bias)", ()),
   # Any other matrix, e.g. of heads and objectives.

@@ -17,6 +17,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from model.losses import sets
+from model.losses.sets import dot
 from model.types import Array
 
 
@@ -196,7 +197,7 @@ class PairSum:
     """Returns fn of the score alone, for the tile at hand."""
     if row.given is None or col.given is None:
       return lambda s: self.fn(s, same(row, col))
-    second = sets.dot(row.given, col.given, (1, 1))
+    second = dot(row.given, col.given, (1, 1))
     return lambda s: self.fn(s, same(row, col), second)
 
   def _keep(self, row: Side, col: Side) -> Array:
