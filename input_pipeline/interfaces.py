@@ -31,7 +31,10 @@ class Transform(Protocol):
 
   `reads` and `writes` name keys of the example; "a|b" in `reads` asks for either. A
   class may define `defaults(config, options)`, a classmethod that returns the options
-  which it takes from the rest of the config where the recipe does not give them.
+  which it takes from the rest of the config where the recipe does not give them; and
+  `prepare(options, workdir, captions)`, one that makes files before the first example
+  is read, out of the training captions that `captions()` yields, and returns the
+  options with their paths.
   """
 
   @property
