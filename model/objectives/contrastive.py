@@ -121,12 +121,13 @@ class Objective:
     look, top = jax.random.split(key) if self.seen or self.topped else (key, key)
     encoded = parts.encode_views(encode, batch, self.seen, look)
     if self.topped:
-      encoded = self.topped(params.get(HEADS, {}), encoded, top, True)
+      own = params.get(HEADS, {})
+      encoded = self.topped(own, encoded, top, True, batch.get("valid"))
     if self.teacher:
       taught = parts.encode_views(encode, batch, self.seen, look, self.teacher)
       if self.topped and self.teacher == "ema":
         own = encode.params("ema").get(HEADS, {})
-        taught = self.topped(own, taught, top, False)
+        taught = self.topped(own, taught, top, False, batch.get("valid"))
       taught = jax.lax.stop_gradient(taught)
       encoded |= {parts.of_teacher(name): e for name, e in taught.items()}
     return encoded

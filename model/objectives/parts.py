@@ -201,7 +201,12 @@ class Heads:
     return params
 
   def __call__(
-    self, params: Params, encoded: Mapping[str, Encoded], key: Array, train: bool
+    self,
+    params: Params,
+    encoded: Mapping[str, Encoded],
+    key: Array,
+    train: bool,
+    valid: Array | None = None,
   ) -> dict[str, Encoded]:
     """Returns encoded with each head's outputs in place of its inputs.
 
@@ -210,8 +215,11 @@ class Heads:
       encoded: view or modality -> Encoded.
       key: of the heads' randomness.
       train: whether they are being trained.
+      valid: bool[b]. The heads see the others as examples without a real token.
     """
     out = dict(encoded)
+    if valid is not None:
+      out = {name: _only_valid(e, valid) for name, e in out.items()}
     for i, (names, head) in enumerate(self.built):
       given = {name: out[name] for name in names}
       own = jax.random.fold_in(key, i)
@@ -245,6 +253,12 @@ def _step(step: Any, modality: str, where: str) -> Any:
   if any(f.name == "modality" for f in dataclasses.fields(cls)):
     options.setdefault("modality", modality)
   return catalogue.build(cls, options, f"model.views.{name}")
+
+
+def _only_valid(e: Encoded, valid: Array) -> Encoded:
+  if e.mask is None:
+    return dataclasses.replace(e, mask=valid[:, None])
+  return dataclasses.replace(e, mask=e.mask & valid[:, None])
 
 
 def _each(
