@@ -5,7 +5,7 @@ Both are options of an objective, written as in a config:
   heads = ((("image_1", "image_2"), "projection", {...}), ...)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def build_views(entries: Any) -> tuple[Views, ...]:
   return tuple(out)
 
 
-def view_names(modalities: Mapping[str, Any], views: tuple[Views, ...]) -> list[str]:
+def view_names(modalities: Collection[str], views: tuple[Views, ...]) -> list[str]:
   """Returns the names that `encode_views` gives: unseen modalities, then views.
 
   Raises:
