@@ -83,7 +83,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn():
   z |= {f"{m}@teacher": x for m, x in z.items()}
   (value, _), (_, dz) = loops.evaluate(distill.Loss(), z, {"valid": VALID})
   assert abs(value) < ROUNDING
-  assert all(np.abs(g).max() < 1e-5 for g in dz.values())
+  assert all(np.abs(g).max() < ROUNDING / 0.1 for g in dz.values())
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -97,7 +97,7 @@ def test_one_row_or_none_has_no_loss(own):
     batch = {"valid": np.arange(loops.B) < rows}
     (value, metrics), (_, dz) = loops.evaluate(loss, z, batch)
     assert abs(value) < ROUNDING
-    assert all(np.abs(g).max() < 1e-6 for g in dz.values())
+    assert all(np.abs(g).max() < ROUNDING / loss.temperature for g in dz.values())
     assert all(np.isfinite(x) for x in metrics.values())
 
 
