@@ -1,5 +1,7 @@
 """The one state of a run: everything that a resumed run needs, beside the data's."""
 
+import dataclasses
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ class TrainState:
   def starting_from(self, params: Params) -> "TrainState":
     """Returns this state with other first parameters, and their copies renewed."""
     ema, frozen = (_copy(params) if kept else {} for kept in (self.ema, self.frozen))
-    return self.replace(params=params, ema=ema, frozen=frozen)
+    return dataclasses.replace(self, params=params, ema=ema, frozen=frozen)
 
 
 def create(

@@ -113,7 +113,8 @@ def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
   """Returns step(state, batch) -> (state, metrics), to be jitted with state donated.
 
   Args:
-    config: the whole config; reads ema, ema_warmup, microbatches, optimizer.frozen and .clip.
+    config: the whole config; reads ema, ema_warmup, microbatches, optimizer.frozen and
+      .clip.
     towers: model.encoders.towers.Towers.
     objective: an Objective of model/objectives.
     tx: the optax transformation over {"towers", "objective"}.

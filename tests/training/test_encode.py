@@ -44,7 +44,7 @@ def setup_of(objective, **changes):
 
 def steps(setup, state, n):
   step, targets = setup.train_step(), []
-  for i in range(n):
+  for _ in range(n):
     state, metrics = step(state, setup.put(batch_of(setup.config)))
     targets.append(np.asarray(metrics["target"]))
   return state, targets
@@ -69,7 +69,7 @@ def test_the_frozen_copy_stays_while_the_online_parameters_move(followed):
 
 
 def test_the_frozen_copy_is_saved_and_continued(followed, tmp_path):
-  setup, _, last, targets = followed
+  setup, _, last, _ = followed
   keeper = checkpoint.Checkpointer(str(tmp_path), setup.config.checkpoint)
   keeper.save(3, last, {})
   with jax.set_mesh(setup.mesh):
