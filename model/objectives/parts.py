@@ -59,7 +59,7 @@ def build_views(entries: Any) -> tuple[Views, ...]:
   return tuple(out)
 
 
-def view_names(modalities: Mapping[str, Any], views: tuple[Views, ...]) -> list[str]:
+def view_names(modalities: Collection[str], views: tuple[Views, ...]) -> list[str]:
   """Returns the names that `encode_views` gives: unseen modalities, then views.
 
   Raises:
