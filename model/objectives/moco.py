@@ -27,7 +27,6 @@ from model.types import (
   Array,
   Batch,
   Encode,
-  Encoded,
   Metrics,
   ObjectiveOutput,
   Params,
@@ -140,12 +139,11 @@ class Objective:
     if not (self.topped or self.predicting or self.queue):
       return params, {}
     spec = parts.spec(towers, batch_spec, self.seen)
-    spec, own = _put_on(self.topped, jax.random.fold_in(key, 0), spec)
     if self.topped:
-      params[HEADS] = own
+      params[HEADS] = self.topped.init(jax.random.fold_in(key, 0), spec)
+      spec = self.topped.spec(params[HEADS], spec)
     if self.predicting:
-      _, own = _put_on(self.predicting, jax.random.fold_in(key, 1), spec)
-      params[PREDICTORS] = own
+      params[PREDICTORS] = self.predicting.init(jax.random.fold_in(key, 1), spec)
     if not self.queue:
       return params, {}
     shape = {name: spec[name].pooled.shape for name in self._names("keys")}
@@ -176,7 +174,7 @@ class Objective:
     q = self.predicting(params.get(PREDICTORS, {}), q, top, True, valid)
     if self.topped:
       k = self.topped(encode.params("ema").get(HEADS, {}), k, top, False, valid)
-    queries, keys = _unit(q), lax.stop_gradient(_unit(k))
+    queries, keys = parts.unit(q), lax.stop_gradient(parts.unit(k))
     loss, metrics = self._loss(params, state, queries, keys, batch)
     return ObjectiveOutput(loss, metrics, self._enqueue(state, keys, batch))
 
@@ -287,16 +285,3 @@ class Objective:
           f"{WHERE}.pairs = {self.pairs} compares {name!r}, which is no modality of "
           f"the batch and no view ({catalogue.near_misses(name, sorted(present))})"
         )
-
-
-def _unit(encoded: Mapping[str, Encoded]) -> dict[str, Array]:
-  pooled = {name: e.pooled.astype(jnp.float32) for name, e in encoded.items()}
-  return {name: parts.normalize(x) for name, x in pooled.items()}
-
-
-def _put_on(
-  heads: parts.Heads, key: Array, spec: Mapping[str, Encoded]
-) -> tuple[dict[str, Encoded], Params]:
-  """Returns (what the heads make of spec, their parameters)."""
-  own = heads.init(key, spec)
-  return jax.eval_shape(lambda p, x: heads(p, x, key, False), own, spec), own

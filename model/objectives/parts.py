@@ -207,6 +207,11 @@ class Heads:
       seen |= jax.eval_shape(run, own, given, key)
     return params
 
+  def spec(self, params: Params, spec: Mapping[str, Encoded]) -> dict[str, Encoded]:
+    """Returns what the heads make of `spec`, as jax.ShapeDtypeStruct leaves."""
+    run = lambda p, x: self(p, x, jax.random.key(0), False)  # noqa: E731
+    return jax.eval_shape(run, params, dict(spec))
+
   def __call__(
     self,
     params: Params,
@@ -238,6 +243,11 @@ class Heads:
 def of_teacher(name: str) -> str:
   """Returns what a teacher's embedding of a view or modality is called in z."""
   return f"{name}@teacher"
+
+
+def unit(encoded: Mapping[str, Encoded]) -> dict[str, Array]:
+  """Returns name -> the pooled embeddings f32[b, d] at unit norm."""
+  return {m: normalize(e.pooled.astype(jnp.float32)) for m, e in encoded.items()}
 
 
 def normalize(x: Array) -> Array:
