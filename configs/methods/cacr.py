@@ -18,7 +18,7 @@ METHOD = dict(
   query="each modality",
   key="the other modality",
   similarity="distance",
-  family="attraction and repulsion",
+  family="energy",
   negatives="weighted batch",
   update="end-to-end",
 )

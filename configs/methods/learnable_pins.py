@@ -19,7 +19,7 @@ METHOD = dict(
   query="image",
   key="text",
   similarity="distance",
-  family="margin",
+  family="energy",
   negatives="hard batch",
   update="end-to-end",
 )
