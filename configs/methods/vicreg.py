@@ -10,8 +10,7 @@ from configs import emoji
 
 METHOD = dict(
   title=(
-    "VICReg: Variance-Invariance-Covariance Regularization for "
-    "Self-Supervised Learning"
+    "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning"
   ),
   paper="arXiv 2105.04906",
   files=("model/losses/vicreg.py",),

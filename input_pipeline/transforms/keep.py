@@ -17,14 +17,12 @@ class Transform:
 
   keys: tuple[str, ...]
 
-  writes = ()
-
   @property
   def reads(self) -> tuple[str, ...]:
     """Returns the keys."""
     return self.keys
 
-  kept = reads
+  writes = kept = reads
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Returns the example."""

