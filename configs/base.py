@@ -157,6 +157,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.split = "train"
   c.data.transforms = ()  # (a file of input_pipeline/transforms/, options), in order
   c.data.eval_transforms = ()
+  c.data.repeat = 1  # training rows in a row of one example, each transformed anew
   c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
   c.data.threads = 2  # that decode and transform
   c.data.workers = 0  # processes; 0: threads only
