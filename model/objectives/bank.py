@@ -101,11 +101,11 @@ class Objective:
     spec = parts.spec(towers, batch_spec, self.seen)
     params: dict[str, Any] = {}
     if self.topped:
-      params[HEADS] = self.topped.init(jax.random.fold_in(key, 0), spec)
+      params[HEADS] = self.topped.init(jax.random.fold_in(key, 1), spec)
       spec = self.topped.spec(params[HEADS], spec)
     banks = {}
     for i, name in enumerate(self._names()):
-      own = jax.random.fold_in(key, i + 1)
+      own = jax.random.fold_in(key, i + 2)
       banks[name] = memory.bank(own, self.rows, spec[name].pooled.shape[-1])
     state: dict[str, Any] = {memory.BANK: banks}
     if self.form == "nce":  # -inf: not known yet
@@ -127,7 +127,7 @@ class Objective:
       ValueError: a pair names what the batch does not have, or there is no "id".
     """
     del step
-    look, top, draw = jax.random.split(key, 3)
+    look, top = jax.random.split(key)  # as other objectives do: the same views
     names, valid = self._names(), batch.get("valid")
     encoded = parts.encode_views(encode, batch, self.seen, look, names=names)
     self._check(encoded)
@@ -142,6 +142,7 @@ class Objective:
     # The same for all pairs, as in the paper.
     negatives = jnp.arange(self.rows, dtype=jnp.int32)
     if self.drawn:
+      draw = jax.random.fold_in(key, 2)
       negatives = jax.random.randint(draw, (self.drawn,), 0, self.rows, jnp.int32)
     terms, log_z = [], {}
     for a, b in self._directions():

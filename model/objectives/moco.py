@@ -140,10 +140,10 @@ class Objective:
       return params, {}
     spec = parts.spec(towers, batch_spec, self.seen)
     if self.topped:
-      params[HEADS] = self.topped.init(jax.random.fold_in(key, 0), spec)
+      params[HEADS] = self.topped.init(jax.random.fold_in(key, 1), spec)
       spec = self.topped.spec(params[HEADS], spec)
     if self.predicting:
-      params[PREDICTORS] = self.predicting.init(jax.random.fold_in(key, 1), spec)
+      params[PREDICTORS] = self.predicting.init(jax.random.fold_in(key, 2), spec)
     if not self.queue:
       return params, {}
     shape = {name: spec[name].pooled.shape for name in self._names("keys")}

@@ -9,9 +9,9 @@ from model.objectives import bank
 from model.types import Encoded
 from tests.model.losses import loops
 from tests.model.objectives import runs
-from tests.model.objectives.test_moco import SPEC, Towers, unit
+from tests.model.objectives.runs import SPEC, Identity, unit
 
-B, D, N, T, M = 4, 3, 10, 0.2, 0.5
+(B, D), N, T, M = SPEC["image"].shape, 10, 0.2, 0.5
 KEY = jax.random.key(0)
 
 
@@ -39,7 +39,7 @@ def terms(form, z, rows, batch, negatives, log_z):
   if form == "softmax":
     return np.mean([loops.lse([own[i], *scores[i]]) - own[i] for i in own]), None
   if log_z is None:
-    every = loops.lse(sum(([own[i], *scores[i]] for i in own), []))
+    every = loops.lse([s for i in own for s in (own[i], *scores[i])])
     log_z = every - np.log(len(own) * (k + 1)) + np.log(N)
   share, total = k / N, []
   for i in own:
@@ -76,7 +76,7 @@ def blended(banks, z, batch):
 )
 def test_is_the_loop_over_the_bank(options):
   objective = bank.Objective(rows=N, temperature=T, momentum=M, **options)
-  params, state = objective.init(KEY, Towers(), SPEC)
+  params, state = objective.init(KEY, Identity(), SPEC)
   rows = lambda s: {m: np.float64(b["rows"]) for m, b in s["bank"].items()}  # noqa: E731
   banks, log_z = rows(state), dict.fromkeys(("image_to_text", "text_to_image"))
 
@@ -93,7 +93,7 @@ def test_is_the_loop_over_the_bank(options):
     key = jax.random.key(i)
     negatives = np.arange(N)
     if objective.drawn:
-      draw = jax.random.split(key, 3)[2]
+      draw = jax.random.fold_in(key, 2)
       negatives = np.asarray(jax.random.randint(draw, (6,), 0, N, jnp.int32))
     (value, out), grads = run(state, z, batch, key)
     state = out.state
@@ -121,7 +121,7 @@ def test_is_the_loop_over_the_bank(options):
 
 def test_a_name_with_itself_is_instance_discrimination():
   objective = bank.Objective(rows=N, pairs=(("image", "image"),), form="softmax")
-  _, state = objective.init(KEY, Towers(), SPEC)
+  _, state = objective.init(KEY, Identity(), SPEC)
   assert state.keys() == {"bank"} and state["bank"].keys() == {"image"}
   assert objective._directions() == (("image", "image"),)
 
@@ -154,4 +154,4 @@ def test_options_out_of_range_are_errors(options, message):
 def test_what_is_not_there_is_named():
   objective = bank.Objective(rows=8, pairs=(("image", "audio"),))
   with pytest.raises(ValueError, match=r"pairs.*'audio'.*no modality"):
-    objective.init(KEY, Towers(), SPEC)
+    objective.init(KEY, Identity(), SPEC)

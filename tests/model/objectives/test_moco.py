@@ -13,22 +13,12 @@ from model.objectives import moco
 from model.types import Encoded
 from tests.model.losses import loops
 from tests.model.objectives import runs
+from tests.model.objectives.runs import SPEC, Identity, unit
 from tests.small import batch_of
 from training import checkpoint
 
-B, D, K = 4, 3, 12
+(B, D), K = SPEC["image"].shape, 12
 KEY = jax.random.key(0)
-SPEC = {m: jax.ShapeDtypeStruct((B, D), jnp.float32) for m in ("image", "text")}
-
-
-class Towers:
-  """The identity, for `init`."""
-
-  def init(self, key, batch, train):
-    return {}
-
-  def apply(self, params, batch, train):
-    return {m: Encoded(batch[m]) for m in ("image", "text") if m in batch}, {}
 
 
 class Fake:
@@ -56,10 +46,6 @@ def steps(n, seed=0):
     )
     batch = dict(SPEC, id=rng.integers(0, 6, B).astype(np.int32))
     yield online, ema, batch | {"valid": np.arange(B) != i}
-
-
-def unit(tree):
-  return {m: x / np.linalg.norm(x, axis=-1, keepdims=True) for m, x in tree.items()}
 
 
 def term(options, query, positive, anchor, i, k, b, deques, batch, t):
@@ -120,7 +106,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_is_the_loop_over_a_deque(options):
   objective = moco.Objective(temperature=0.2, **options)
-  params, state = objective.init(KEY, Towers(), SPEC)
+  params, state = objective.init(KEY, Identity(), SPEC)
   deques = {m: collections.deque(maxlen=options["queue"]) for m in SPEC}
 
   @jax.jit
@@ -183,7 +169,7 @@ def test_only_what_is_compared_is_encoded_and_predicted():
     predictors=((("image_1",), "projection", head),),
     queue=B,
   )
-  params, state = objective.init(KEY, Towers(), SPEC)
+  params, state = objective.init(KEY, Identity(), SPEC)
   assert params["heads"]["0"]["layer0"]["kernel"].shape == (D, 2)
   assert params["predictors"]["0"]["layer0"]["kernel"].shape == (2, 2)
   assert {m: q["keys"].shape for m, q in state["queue"].items()} == {
@@ -227,7 +213,7 @@ def test_what_is_not_there_is_named():
   with pytest.raises(ValueError, match=r"'audio'.*no modality of the batch and no"):
     objective.init(KEY, None, SPEC)
   with pytest.raises(ValueError, match=r"10 % 4 = 2.*Set config\.objective\.options\."):
-    moco.Objective(queue=10).init(KEY, Towers(), SPEC)
+    moco.Objective(queue=10).init(KEY, Identity(), SPEC)
 
 
 def test_is_built_from_a_config_and_can_be_hashed():
