@@ -228,7 +228,14 @@ def method(arg: str, name: str, *losses: tuple[str, float, dict]) -> ConfigDict:
 
 
 def replace(c: ConfigDict, name: str, *transforms: tuple[str, dict]) -> None:
-  """Puts training transforms in the place of the one that is called `name`."""
+  """Puts training transforms in the place of the one that is called `name`.
+
+  Raises:
+    ValueError: none is.
+  """
+  known = [old for old, _ in c.data.transforms]
+  if name not in known:
+    raise ValueError(f"no {name!r} among config.data.transforms {known}")
   c.data.transforms = tuple(
     new
     for old in c.data.transforms
@@ -239,8 +246,7 @@ def replace(c: ConfigDict, name: str, *transforms: tuple[str, dict]) -> None:
 def add_languages(c: ConfigDict, *languages: str) -> tuple[str, ...]:
   """Adds the names in other languages, each a modality with a tower of its own.
 
-  One tokenizer serves all. Every text of an example says the same, so that they are
-  towers of a three-part example and not translations to choose from.
+  One tokenizer serves all, and every example has all of its texts at once.
 
   Returns:
     The modalities, "text_de" for "de", ....

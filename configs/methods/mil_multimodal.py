@@ -2,7 +2,7 @@
 
 python train.py --config configs/methods/mil_multimodal.py --workdir runs/mil_multimodal
 Each example fills four rows of a batch, a bag: crops as the regions, English names and
-aliases as the sentences, drawn with replacement.
+aliases as the sentences, drawn with replacement. 128 rows are 32 bags.
 Differences: no pooling network; the bag's score is the logsumexp over its pairs, one of
 the paper's poolings. One crop is encoded at a time, not a grid of region features.
 Expected: not run.
