@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: state and data iterator together, best and latest."""
 
 from collections.abc import Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -78,6 +79,15 @@ def _shape(leaf) -> tuple[int, ...]:
   return tuple(getattr(leaf, "shape", ()) or ())
 
 
+def _fields(state) -> dict[str, Any]:
+  """Returns field -> tree of a TrainState; an empty `frozen` is not part of a file.
+
+  Orbax compares empty fields too, and files of before there was one have none.
+  """
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return {k: v for k, v in fields.items() if k != "frozen" or v}
+
+
 class Checkpointer:
   """Saves and restores (state, data iterator) of one workdir, asynchronously.
 
@@ -138,7 +148,7 @@ class Checkpointer:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
+        state=ocp.args.StandardSave(_fields(state)), data=ocp.args.JsonSave(dict(data))
       ),
       metrics=dict(metrics) if metrics else None,
       force=True,
@@ -163,10 +173,11 @@ class Checkpointer:
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(_fields(abstract_state)),
+        data=ocp.args.JsonRestore(),
       ),
     )
-    return restored.state, restored.data
+    return abstract_state.replace(**restored.state), restored.data
 
   def _check(self, abstract_state, step: int) -> None:
     saved = self._manager.item_metadata(step).state

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import contextlib
-import dataclasses
 import itertools
 import math
 import signal
@@ -128,8 +127,7 @@ class Run:
         )
         self.say(f"took parameters from {self.config.init_from}; not taken or absent:")
         self.say("\n".join(report) or "  none")
-        ema = jax.tree.map(jax.numpy.copy, params) if self.config.ema else {}
-        state = dataclasses.replace(state, params=params, ema=ema)
+        state = state.starting_from(params)
       return state
     state, data = self.checkpointer.restore(self.setup.abstract_state())
     self._check_tokenizer(data.get("tokenizer", ""))

@@ -67,7 +67,8 @@ class Setup:
       {"towers": params, "objective": own},
       objective_state,
       self.tx,
-      bool(self.config.ema),
+      ema=bool(self.config.ema),
+      frozen=getattr(self.objective, "frozen", False),
     )
 
   def shardings(self, abstract: state_lib.TrainState):

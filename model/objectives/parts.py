@@ -84,6 +84,7 @@ def encode_views(
   views: tuple[Views, ...],
   key: Array,
   using: str = "online",
+  names: Collection[str] | None = None,
 ) -> dict[str, Encoded]:
   """Encodes every view by a call of its own, and other modalities with the first.
 
@@ -95,23 +96,27 @@ def encode_views(
     views: of `build_views`; (): one call, on the batch as it is.
     key: of the views' randomness.
     using: the parameters: "online" | "ema" | "frozen".
+    names: the views and modalities to encode; None: all of them.
 
   Returns:
     View or modality -> Encoded.
   """
-  if not views:
-    return dict(encode(batch, using=using))
   viewed = {v.modality for v in views}
   encoded: dict[str, Encoded] = {}
   others: set[str] = set()
-  for i, (name, modality, seen) in enumerate(_each(batch, views, key)):
+  for name, modality, seen in _each(batch, views, key):
+    if names is not None and name not in names:
+      continue
     # A sparse trunk routes together what is encoded together: the other modalities go
     # with a view rather than alone, and once.
-    out = dict(encode(_without(seen, (viewed | others) - {modality}), using=using))
+    shown = _without(seen, (viewed | others) - {modality})
+    out = dict(encode(_only(shown, names, modality), using=using))
     encoded[name] = out.pop(modality)
-    if not i:
+    if not others:
       encoded |= out
       others = set(out)
+  if not encoded:
+    encoded = dict(encode(_only(_without(batch, viewed), names), using=using))
   return encoded
 
 
@@ -148,6 +153,7 @@ class Heads:
 
   Attributes:
     entries: (names, a file of model/heads/, options) each.
+    where: the config key of the entries, for error messages.
 
   Raises:
     ValueError: a malformed entry, an unknown head or option.
@@ -155,6 +161,7 @@ class Heads:
 
   # Options come as dicts, which have no hash; the heads they build stand for them.
   entries: Any = dataclasses.field(default=(), compare=False)
+  where: str = dataclasses.field(default=HEADS, compare=False)
   built: tuple[tuple[tuple[str, ...], Any], ...] = dataclasses.field(
     init=False, repr=False
   )
@@ -162,7 +169,7 @@ class Heads:
   def __post_init__(self):
     built = []
     for i, entry in enumerate(self.entries):
-      where = f"{HEADS}[{i}]"
+      where = f"{self.where}[{i}]"
       if isinstance(entry, str) or len(entry) != 3:
         raise ValueError(f"{where} = {entry!r} must be (names, head, options)")
       names, head, options = entry
@@ -189,7 +196,7 @@ class Heads:
       for name in names:
         if name not in seen:
           raise ValueError(
-            f"{HEADS}[{i}] is put on {name!r}, which nothing encodes: "
+            f"{self.where}[{i}] is put on {name!r}, which nothing encodes: "
             f"{catalogue.near_misses(name, sorted(seen))}"
           )
       given = {name: seen[name] for name in names}
@@ -199,6 +206,11 @@ class Heads:
       run = lambda p, x, k, head=head: head(p, x, k, False)  # noqa: E731
       seen |= jax.eval_shape(run, own, given, key)
     return params
+
+  def spec(self, params: Params, spec: Mapping[str, Encoded]) -> dict[str, Encoded]:
+    """Returns what the heads make of `spec`, as jax.ShapeDtypeStruct leaves."""
+    run = lambda p, x: self(p, x, jax.random.key(0), False)  # noqa: E731
+    return jax.eval_shape(run, params, dict(spec))
 
   def __call__(
     self,
@@ -212,7 +224,7 @@ class Heads:
 
     Args:
       params: of `init`.
-      encoded: view or modality -> Encoded.
+      encoded: view or modality -> Encoded; some of those that the heads are put on.
       key: of the heads' randomness.
       train: whether they are being trained.
       valid: bool[b]. The heads see the others as examples without a real token.
@@ -221,15 +233,21 @@ class Heads:
     if valid is not None:
       out = {name: _only_valid(e, valid) for name, e in out.items()}
     for i, (names, head) in enumerate(self.built):
-      given = {name: out[name] for name in names}
+      given = {name: out[name] for name in names if name in out}
       own = jax.random.fold_in(key, i)
-      out |= head(params.get(str(i), {}), given, own, train)
+      if given:
+        out |= head(params.get(str(i), {}), given, own, train)
     return out
 
 
 def of_teacher(name: str) -> str:
   """Returns what a teacher's embedding of a view or modality is called in z."""
   return f"{name}@teacher"
+
+
+def unit(encoded: Mapping[str, Encoded]) -> dict[str, Array]:
+  """Returns name -> the pooled embeddings f32[b, d] at unit norm."""
+  return {m: normalize(e.pooled.astype(jnp.float32)) for m, e in encoded.items()}
 
 
 def normalize(x: Array) -> Array:
@@ -274,6 +292,14 @@ def _each(
         seen = step(seen, jax.random.fold_in(own, i))
       count += 1
       yield name, v.modality, seen
+
+
+def _only(batch: Batch, names: Collection[str] | None, *modalities: str) -> Batch:
+  """Returns of the batch what a tower reads of these modalities."""
+  if names is None:
+    return batch
+  keep = {*names, *modalities, "valid"}
+  return {k: v for k, v in batch.items() if k.removesuffix("_mask") in keep}
 
 
 def _without(batch: Batch, modalities: set[str]) -> Batch:
