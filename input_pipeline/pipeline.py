@@ -2,12 +2,13 @@
 
 A batch holds, of this process's rows: each modality of config.model.modalities that the
 transforms made ("image" f32[b, h, w, 3], "text" int32[b, n], ...), "<modality>_mask",
-"id" int32[b], "index" int32[b] (position in the source), "label_<name>" int32[b], and
-in evaluation "valid" bool[b].
+"id" int32[b], "index" int32[b] (position in the source), "label_<name>" int32[b], what
+a transform declares as `kept`, and in evaluation "valid" bool[b].
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import copy
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -146,12 +147,19 @@ def train_loader(config: Any, *, process_index: int, process_count: int) -> Load
   """Returns this process's rows of the endless stream of global training batches.
 
   Raises:
-    ValueError: config.batch_size is not divisible by the processes, or the data or
-      its transforms do not suit each other or the model.
+    ValueError: config.batch_size is not divisible by the processes or by
+      config.data.repeat, or the data or its transforms do not suit each other or the
+      model.
   """
   data = config.data
   shape = loader.Shape(config.batch_size, process_index, process_count)
+  if data.repeat < 1 or config.batch_size % data.repeat:
+    raise ValueError(
+      f"config.data.repeat = {data.repeat} must be at least 1 and divide "
+      f"config.batch_size = {config.batch_size}: a batch holds whole bags"
+    )
   maker = _maker(config, source(config), "transforms", examples.TRAIN, data.split)
+  maker = dataclasses.replace(maker, repeat=data.repeat)
   maker.train_row(0)  # Errors of the config are clearest here, before any thread.
   return Loader(
     maker,

@@ -5,7 +5,7 @@ c capacity, g group, k top-k, h heads.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from flax import struct
 import jax
@@ -41,6 +41,20 @@ class Encoded:
   tokens: Array | None = None
   mask: Array | None = None
   log_var: Array | None = None
+
+
+class Encode(Protocol):
+  """What an objective is given to encode with, at parameters of three kinds.
+
+  "online" ones are trained; "ema" is their moving average, "frozen" a copy of the first
+  ones, both without gradient.
+  """
+
+  def __call__(self, batch: Batch, using: str = "online") -> Mapping[str, Encoded]:
+    """Returns the embeddings of the modalities that the batch has."""
+
+  def params(self, using: str = "online") -> Params:
+    """Returns the objective's own parameters of that kind."""
 
 
 @struct.dataclass

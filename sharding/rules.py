@@ -23,6 +23,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from model import catalogue
+from model.types import BATCH_AXES
 
 Axes = tuple[str | tuple[str, ...] | None, ...]
 Rule = tuple[str, Axes]
@@ -52,6 +53,11 @@ DEFAULT: tuple[Rule, ...] = (
   (r"classes/embedding", ("tensor", "fsdp")),  # [classes, d]
   (r"classes/bias", ("tensor",)),  # [classes]
   (r"codes", ("fsdp", None)),  # [m, d]
+  # What objectives keep between steps (model/objectives/memory.py): by rows, as the
+  # batch, so that a new key stays on the device that made it.
+  (r"queue/\w+/keys", (BATCH_AXES, None, None)),  # [b, s, d]
+  (r"queue/\w+/(valid|ids)", (BATCH_AXES, None)),  # [b, s]
+  (r"bank/\w+/rows", (BATCH_AXES, None)),  # [n, d]
   # Norms, biases, temperatures: whole.
   (r"(scale|bias)", ()),
   # Any other matrix, e.g. of heads and objectives.
