@@ -144,6 +144,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.optimizer.frozen = ()  # regexes on parameter paths that are not trained (LiT)
   c.optimizer.lr_scale = ()  # (regex, factor), first match wins
   c.ema = 0.0  # decay of the parameters' moving average; 0 is off
+  c.ema_warmup = True  # a lower decay at first: at most (1 + n) / (10 + n) at step n
   c.microbatches = 1  # chunks of the batch encoded one after another; same negatives
 
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, expert=1, tensor=1))  # -1: what is left
@@ -156,6 +157,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.split = "train"
   c.data.transforms = ()  # (a file of input_pipeline/transforms/, options), in order
   c.data.eval_transforms = ()
+  c.data.repeat = 1  # training rows in a row of one example, each transformed anew
   c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
   c.data.threads = 2  # that decode and transform
   c.data.workers = 0  # processes; 0: threads only
@@ -170,4 +172,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.checkpoint.best = ""  # metric that picks the best one, e.g. "retrieval/i2t_r10"
   c.checkpoint.mode = "max"  # "max" | "min"
   c.init_from = ""  # a checkpoint's directory to start from; matched by path and shape
+  c.frozen_from = ""  # the same, for a frozen teacher alone; "": the first parameters
   return c

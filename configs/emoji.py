@@ -1,6 +1,7 @@
 """The emoji set: 1,923 drawings named in 14 languages (packages; see NOTICE).
 
-What the *_emoji recipes share: data, augmentation, evaluators. A fifth of the concepts,
+What the *_emoji recipes and those of configs/methods share: data, augmentation,
+evaluators. A fifth of the concepts,
 whole families of them, is the test split: not drawn, named or toned while training.
 Settings chosen by looking at it would flatter themselves. With the argument `tune` an
 eighth more is held out, every evaluator reads that instead, and the best checkpoint is
@@ -9,12 +10,14 @@ kept too; without it the last checkpoint is what is reported.
 
 from ml_collections import ConfigDict
 
+from configs import args as args_lib
 from configs import base
 
 SIZE = 48  # pixels; the drawings have 72
 MEAN, STD = 0.75, 0.35  # of pixel values in 0..1
 # Of `get_config(arg)`.
 ARGS = dict(seed=0, runlocal=False, styles=False, tune=False)
+METHOD_ARGS = dict(seed=0, runlocal=False, tune=False)  # of configs/methods
 
 
 def set_data(c: ConfigDict, seed: int) -> None:
@@ -204,3 +207,67 @@ def finish(c: ConfigDict, args: ConfigDict, name: str, routing: bool = False):
     set_styles(c)
     c.name += "_styles"
   return c
+
+
+def method(arg: str, name: str, *losses: tuple[str, float, dict]) -> ConfigDict:
+  """Returns what most recipes of configs/methods are: clip_emoji with other losses.
+
+  Args:
+    arg: what follows the colon on the command line.
+    name: of the run.
+    *losses: (a file of model/losses/, weight, options); none: CLIP's.
+  """
+  args = args_lib.parse(arg, **METHOD_ARGS)
+  args.styles = False
+  c = base.get_config()
+  set_model(c)
+  c = finish(c, args, name)
+  if losses:
+    c.objective.options.losses = losses
+  return c
+
+
+def replace(c: ConfigDict, name: str, *transforms: tuple[str, dict]) -> None:
+  """Puts training transforms in the place of the one that is called `name`.
+
+  Raises:
+    ValueError: none is.
+  """
+  known = [old for old, _ in c.data.transforms]
+  if name not in known:
+    raise ValueError(f"no {name!r} among config.data.transforms {known}")
+  c.data.transforms = tuple(
+    new
+    for old in c.data.transforms
+    for new in (transforms if old[0] == name else (old,))
+  )
+
+
+def add_languages(c: ConfigDict, *languages: str) -> tuple[str, ...]:
+  """Adds the names in other languages, each a modality with a tower of its own.
+
+  One tokenizer serves all, and every example has all of its texts at once.
+
+  Returns:
+    The modalities, "text_de" for "de", ....
+  """
+  c.data.options.languages = ("en", *languages)
+  replace(c, "sample_caption", ("sample_caption", dict(main=1.0, share=1.0)))
+  held_out = c.evaluators[0][2]["split"]
+  for language in languages:
+    name, key = f"text_{language}", f"caption_{language}"
+    c.model.modalities[name] = ConfigDict(c.model.modalities.text)
+    pick = dict(language=language, key=key)
+    ids = dict(modality=name, key=key)
+    c.data.transforms += (
+      ("sample_caption", pick | dict(main=1.0, share=1.0)),
+      ("tokenize", ids | dict(nbest=16)),
+    )
+    c.data.eval_transforms += (
+      ("sample_caption", pick | dict(train=False)),
+      ("tokenize", ids),
+    )
+    pairs = (("image", name),)
+    options = dict(name=f"retrieval_{language}", split=held_out, pairs=pairs)
+    c.evaluators += (("retrieval", 0, options),)
+  return tuple(f"text_{language}" for language in languages)

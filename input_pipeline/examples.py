@@ -10,6 +10,7 @@ needs to know how many others dropped out, and batches are always full.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import grain
@@ -53,6 +54,8 @@ class Maker:
     seed: of the run.
     stream: TRAIN or EVAL.
     split: for error messages.
+    repeat: positions in a row of the training stream that hold the same example, each
+      transformed anew: bags of rows of one id (cf. arXiv 1901.09335).
   """
 
   source: Source
@@ -61,6 +64,16 @@ class Maker:
   seed: int
   stream: int
   split: str = "train"
+  repeat: int = 1
+
+  @functools.cached_property
+  def _pairs(self) -> bool:
+    return any("partner" in t.reads for _, t in self.transforms)
+
+  @functools.cached_property
+  def _kept(self) -> tuple[str, ...]:
+    kept = (getattr(t, "kept", ()) for _, t in self.transforms)
+    return tuple(dict.fromkeys(itertools.chain(*kept)))
 
   def one(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns the arrays of the example at `index` of the source.
@@ -71,6 +84,8 @@ class Maker:
         is not what the model reads.
     """
     example = dict(self.source[index])
+    if self._pairs:
+      example["partner"] = self.source[int(rng.integers(len(self.source)))]
     for name, transform in self.transforms:
       check_reads(name, transform, example, index)
       changed = transform(example, rng)
@@ -83,7 +98,7 @@ class Maker:
     """Returns (arrays, tried, dropped) for a position of the training stream."""
     dropped: list[tuple[str, int]] = []
     size = len(self.source)
-    index = shuffled(position, size, self.seed)
+    index = shuffled(position // self.repeat, size, self.seed)
     for attempt in range(_ATTEMPTS):
       rng = np.random.default_rng((self.seed, self.stream, position, attempt))
       if attempt:
@@ -102,7 +117,7 @@ class Maker:
     return self.one(index, np.random.default_rng((self.seed, self.stream, index)))
 
   def _arrays(self, example: Example, index: int) -> dict[str, np.ndarray]:
-    """Returns what a batch holds: modalities, masks, id, index and labels."""
+    """Returns what a batch holds: modalities, masks, id, index, labels, the kept."""
     arrays: dict[str, np.ndarray] = {}
     for key, shape in self.shapes.items():
       if key not in example:
@@ -122,7 +137,8 @@ class Maker:
       )
     whole = {k: v for k, v in example.items() if k.startswith("label_")}
     whole |= {"id": example.get("id", index), "index": index}
-    return arrays | {k: np.asarray(v, np.int32) for k, v in whole.items()}
+    arrays |= {k: np.asarray(v, np.int32) for k, v in whole.items()}
+    return arrays | {k: _numbers(example[k]) for k in self._kept}
 
 
 def check_reads(name: str, transform: Transform, example: Any, index: int) -> None:
@@ -220,6 +236,12 @@ def report(dropped: Sequence[tuple[str, int]], tried: int) -> str:
   reasons = ", ".join(f"{r} {len(at)} (example {at[0]})" for r, at in ordered)
   share = len(dropped) / max(tried, 1)
   return f"{len(dropped)} of {tried} examples dropped ({share:.1%}): {reasons}"
+
+
+def _numbers(value: Any) -> np.ndarray:
+  """Returns the value as i32 if it is whole numbers or truths, else as f32."""
+  x = np.asarray(value)
+  return x.astype(np.int32 if x.dtype.kind in "iub" else np.float32)
 
 
 def _fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ c capacity, g group, k top-k, h heads.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from flax import struct
 import jax
@@ -33,11 +33,28 @@ class Encoded:
     pooled: f32[b, d], projected to the shared space, NOT normalised.
     tokens: [b, n, w] before pooling, or None where nobody asked for them.
     mask: bool[b, n], True for a real token; None where tokens is None.
+    log_var: f32[b, d], the log-variance of a Gaussian around `pooled`, of which the
+      tokens are draws; None where nobody says how sure the tower is.
   """
 
   pooled: Array
   tokens: Array | None = None
   mask: Array | None = None
+  log_var: Array | None = None
+
+
+class Encode(Protocol):
+  """What an objective is given to encode with, at parameters of three kinds.
+
+  "online" ones are trained; "ema" is their moving average, "frozen" a copy of the first
+  ones, both without gradient.
+  """
+
+  def __call__(self, batch: Batch, using: str = "online") -> Mapping[str, Encoded]:
+    """Returns the embeddings of the modalities that the batch has."""
+
+  def params(self, using: str = "online") -> Params:
+    """Returns the objective's own parameters of that kind."""
 
 
 @struct.dataclass

@@ -23,6 +23,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from model import catalogue
+from model.types import BATCH_AXES
 
 Axes = tuple[str | tuple[str, ...] | None, ...]
 Rule = tuple[str, Axes]
@@ -50,6 +51,15 @@ DEFAULT: tuple[Rule, ...] = (
   (r"stem_\w+/position", (None, "fsdp")),  # [n, w]
   (r"wide_\w+/embedding", ("tensor", "fsdp")),  # [rows, d]
   (r"project_\w+/kernel", ("fsdp", "tensor")),  # [w, d]
+  # Heads: the logits of classes are split like the columns of a matrix.
+  (r"classes/embedding", ("tensor", "fsdp")),  # [classes, d]
+  (r"classes/bias", ("tensor",)),  # [classes]
+  (r"codes", ("fsdp", None)),  # [m, d]
+  # What objectives keep between steps (model/objectives/memory.py): by rows, as the
+  # batch, so that a new key stays on the device that made it.
+  (r"queue/\w+/keys", (BATCH_AXES, None, None)),  # [b, s, d]
+  (r"queue/\w+/(valid|ids)", (BATCH_AXES, None)),  # [b, s]
+  (r"bank/\w+/rows", (BATCH_AXES, None)),  # [n, d]
   # Norms, biases, temperatures: whole.
   (r"(scale|bias)", ()),
   # Any other matrix, e.g. of heads and objectives.

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: state and data iterator together, best and latest."""
 
 from collections.abc import Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -78,6 +79,15 @@ def _shape(leaf) -> tuple[int, ...]:
   return tuple(getattr(leaf, "shape", ()) or ())
 
 
+def _fields(state) -> dict[str, Any]:
+  """Returns field -> tree of a TrainState; an empty `frozen` is not part of a file.
+
+  Orbax compares empty fields too, and files of before there was one have none.
+  """
+  fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+  return {k: v for k, v in fields.items() if k != "frozen" or v}
+
+
 class Checkpointer:
   """Saves and restores (state, data iterator) of one workdir, asynchronously.
 
@@ -138,7 +148,7 @@ class Checkpointer:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
+        state=ocp.args.StandardSave(_fields(state)), data=ocp.args.JsonSave(dict(data))
       ),
       metrics=dict(metrics) if metrics else None,
       force=True,
@@ -163,10 +173,11 @@ class Checkpointer:
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(_fields(abstract_state)),
+        data=ocp.args.JsonRestore(),
       ),
     )
-    return restored.state, restored.data
+    return abstract_state.replace(**restored.state), restored.data
 
   def _check(self, abstract_state, step: int) -> None:
     saved = self._manager.item_metadata(step).state
@@ -194,13 +205,14 @@ class Checkpointer:
     self._manager.close()
 
 
-def init_from(path: str, params, shardings):
+def init_from(path: str, params, shardings, asked_by: str = "config.init_from"):
   """Returns `params` with every array replaced that a checkpoint holds in equal shape.
 
   Args:
     path: a workdir, its checkpoints folder, or one step's folder.
     params: the tree to fill.
     shardings: its shardings.
+    asked_by: the key that names it, for the error message.
 
   Returns:
     (params, report): the filled tree and lines saying what was kept from the start.
@@ -209,7 +221,7 @@ def init_from(path: str, params, shardings):
     FileNotFoundError: no checkpoint there.
     ValueError: not one array matches.
   """
-  folder = step_folder(path)
+  folder = step_folder(path, asked_by)
   with ocp.PyTreeCheckpointer() as reader:
     saved = _saved(reader, folder)
     wanted, placed = flatten(params), flatten(shardings)
@@ -217,7 +229,7 @@ def init_from(path: str, params, shardings):
     if not match:
       lines = "\n".join(differences(saved, wanted)[:SHOWN])
       raise ValueError(
-        f"config.init_from: none of the {len(saved)} parameters in {folder} has the "
+        f"{asked_by}: none of the {len(saved)} parameters in {folder} has the "
         f"path and shape of one of the model's {len(wanted)}, e.g.\n{lines}\n"
         "Set config.model as the config.json of that run has it."
       )
@@ -229,7 +241,7 @@ def init_from(path: str, params, shardings):
     values = flatten(_read(reader, folder, item))
   report = differences(saved, wanted)
   for line in report:
-    logging.info("init_from: %s", line.strip())
+    logging.info("%s: %s", asked_by, line.strip())
   leaves = {k: values.get(k, v) for k, v in wanted.items()}
   return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values())), report
 

@@ -67,7 +67,8 @@ class Setup:
       {"towers": params, "objective": own},
       objective_state,
       self.tx,
-      bool(self.config.ema),
+      ema=bool(self.config.ema),
+      frozen=getattr(self.objective, "frozen", False),
     )
 
   def shardings(self, abstract: state_lib.TrainState):
@@ -125,6 +126,11 @@ def build(config: ConfigDict, devices=None) -> Setup:
   objective = catalogue.load(
     "model.objectives", config.objective.name, "Objective", options
   )
+  if config.frozen_from and not getattr(objective, "frozen", False):
+    raise ValueError(
+      f"config.frozen_from = {config.frozen_from!r}, but the objective keeps no frozen "
+      'parameters: set config.objective.options.teacher = "frozen", or leave it empty'
+    )
   return Setup(
     config=config,
     mesh=mesh,

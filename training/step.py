@@ -6,7 +6,7 @@ lax.map, so the backward pass recomputes chunk by chunk (as in GradCache, 2101.0
 while the loss always has the whole batch's negatives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from model.encoders import routes
-from model.types import Array, Batch, Encoded, Metrics
+from model.types import Array, Batch, Encoded, Metrics, Params
 from training.optimizer import frozen_mask
 from training.state import TrainState
 
@@ -37,36 +37,84 @@ def make_loss(config, towers, objective):
       lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen
     )
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    collected: list[Metrics] = []
-
-    def encode(views: Batch, using: str = "online"):
-      stream = jax.random.fold_in(key, len(collected) + 1)
-      weights, train = _weights(using, params, state)
-      run = make_encoder(towers, train=train, microbatches=config.microbatches)
-      encoded, aux = run(weights, views, stream)
-      collected.append(aux if using == "online" else {})
-      return encoded
-
+    encode = Encode(towers, params, state, key, config.microbatches)
     out = objective(
       params["objective"], state.objective_state, encode, batch, key, state.step
     )
     # Every auxiliary loss of every encode call is added, by prefix and never by name:
     # a loss that the towers report cannot be dropped on its way here.
-    extra = [v for aux in collected for k, v in aux.items() if k.startswith("losses/")]
+    extra = [v for aux in encode.aux for k, v in aux.items() if k.startswith("losses/")]
     total = out.loss + sum(extra, jnp.zeros((), jnp.float32))
     metrics = {"loss": total, "losses/objective": out.loss, **out.metrics}
-    for aux in collected:
+    for aux in encode.aux:
       metrics.update(aux)
     return total, (metrics, out.state)
 
   return loss
 
 
+class Encode:
+  """What an objective encodes with: the towers, and which parameters they use.
+
+  "online" ones are trained, with dropout; "ema" is their moving average (config.ema),
+  "frozen" the copy of the first step (of objectives that set `frozen = True`), both
+  without gradient or noise.
+
+  Attributes:
+    aux: the auxiliary losses and metrics of each call so far; {} unless online.
+  """
+
+  def __init__(self, towers, params, state: TrainState, key: Array, microbatches: int):
+    self.aux: list[Metrics] = []
+    self._towers, self._key, self._microbatches = towers, key, microbatches
+    self._kept = {"online": params, "ema": state.ema, "frozen": state.frozen}
+
+  def __call__(self, batch: Batch, using: str = "online") -> Mapping[str, Encoded]:
+    """Returns {modality: Encoded} of the modalities that the batch has.
+
+    Raises:
+      ValueError: parameters that are not kept; says what keeps them.
+    """
+    weights = self._of(using)["towers"]
+    # Every call draws its own noise.
+    stream = jax.random.fold_in(self._key, len(self.aux) + 1)
+    online = using == "online"
+    run = make_encoder(self._towers, train=online, microbatches=self._microbatches)
+    encoded, aux = run(weights, batch, stream)
+    self.aux.append(aux if online else {})
+    return encoded
+
+  def params(self, using: str = "online") -> Params:
+    """Returns the objective's own parameters of that kind, such as those of its heads.
+
+    Raises:
+      ValueError: parameters that are not kept; says what keeps them.
+    """
+    return self._of(using)["objective"]
+
+  def _of(self, using: str) -> Params:
+    if using not in self._kept:
+      known = ", ".join(self._kept)
+      raise ValueError(f"encode(using={using!r}): expected one of {known}")
+    kept = self._kept[using]
+    if not kept:
+      raise ValueError(f"the objective encodes with using={using!r}: {_MISSING[using]}")
+    return kept if using == "online" else jax.lax.stop_gradient(kept)
+
+
+_MISSING = {
+  "ema": "there is no moving average. Set config.ema, such as 0.99",
+  "frozen": "no copy of the first parameters is kept. Set `frozen = True` in the class "
+  "of the objective that config.objective.name names",
+}
+
+
 def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
   """Returns step(state, batch) -> (state, metrics), to be jitted with state donated.
 
   Args:
-    config: the whole config; reads ema, microbatches, optimizer.frozen and .clip.
+    config: the whole config; reads ema, ema_warmup, microbatches, optimizer.frozen and
+      .clip.
     towers: model.encoders.towers.Towers.
     objective: an Objective of model/objectives.
     tx: the optax transformation over {"towers", "objective"}.
@@ -85,9 +133,7 @@ def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
       metrics["lr"] = jnp.asarray(lr(state.step), jnp.float32)
     ema = state.ema
     if config.ema:
-      # Early on the average follows quickly, else it would hold the random start.
-      n = state.step.astype(jnp.float32)
-      decay = jnp.minimum(config.ema, (1.0 + n) / (10.0 + n))
+      decay = _decay(config, state.step)
       ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
     new = dataclasses.replace(
       state,
@@ -102,6 +148,16 @@ def make_train_step(config, towers, objective, tx, lr: Callable | None = None):
   return step
 
 
+def _decay(config, step: Array) -> Array:
+  """Returns f32[]: the share of the moving average that the step after `step` keeps."""
+  decay = jnp.float32(config.ema)
+  if not config.ema_warmup:
+    return decay
+  # Early on the average follows quickly, else it would hold the random start.
+  n = step.astype(jnp.float32)
+  return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+
+
 def _alone(grads):
   """Returns the gradients such that no sum of their squares is shared with others.
 
@@ -110,18 +166,6 @@ def _alone(grads):
   """
   # Each by itself: the norm must not keep those alive that are already used up.
   return jax.tree.map(jax.lax.optimization_barrier, grads)
-
-
-def _weights(using: str, params, state: TrainState):
-  if using == "online":
-    return params["towers"], True
-  if using == "frozen":
-    return jax.lax.stop_gradient(params["towers"]), False
-  if using == "ema":
-    if not state.ema:
-      raise ValueError('the objective encodes with using="ema": set config.ema > 0')
-    return jax.lax.stop_gradient(state.ema["towers"]), False
-  raise ValueError(f"encode(using={using!r}): expected online, ema or frozen")
 
 
 def make_encoder(towers, *, train: bool, microbatches: int = 1):

@@ -24,7 +24,8 @@ class Source:
 
   `captions["en"]` holds the name, then aliases and short names. Concepts whose pictures
   are identical, in Twemoji or in a style of this source, share an `id`. The labels are
-  label_group (9), label_subgroup (100), label_flag and label_style.
+  label_group (9), label_subgroup (100), label_flag and label_style; `class_names` says
+  the first two in English words, {"group": "Animals & Nature", ...}, "" for none.
 
   Attributes:
     split: "train" | "validation" | "test" | "all".
@@ -96,6 +97,10 @@ class Source:
       "id": _ids(self.styles)[key],
       "family": _families()[key],
       **_labels(concept),
+      "class_names": {
+        "group": concept.group,
+        "subgroup": concept.subgroup.replace("-", " "),
+      },
       "label_style": emoji_art.STYLES.index(style),
     }
 

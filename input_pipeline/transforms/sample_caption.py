@@ -13,7 +13,7 @@ from input_pipeline.interfaces import Example
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-  """Writes `caption` (str) from `captions`: {language: texts}, texts, or one text.
+  """Writes a caption (str) from captions: {language: texts}, texts, or one text.
 
   Texts are str or UTF-8 bytes; blank ones do not count. Drops "empty caption" where
   nothing is left.
@@ -27,6 +27,8 @@ class Transform:
     main: probability of the first caption of the language; else all are equally likely.
     word_dropout: probability that a word is left out; one word is always kept.
     lowercase: whether to lower the case. The tokenizer folds it by itself.
+    captions: the key that it reads.
+    key: the key that it writes; a second one gives a batch texts of two languages.
   """
 
   train: bool = True
@@ -36,13 +38,22 @@ class Transform:
   main: float = 0.0
   word_dropout: float = 0.0
   lowercase: bool = False
+  captions: str = "captions"
+  key: str = "caption"
 
-  reads = ("captions",)
-  writes = ("caption",)
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """Returns the key of the captions."""
+    return (self.captions,)
+
+  @property
+  def writes(self) -> tuple[str, ...]:
+    """Returns the key of the caption."""
+    return (self.key,)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example with `caption`, a str that is not blank."""
-    captions = example["captions"]
+    """Returns the example with the caption, a str that is not blank."""
+    captions = example[self.captions]
     if not isinstance(captions, Mapping):
       captions = {self.language: captions}
     language, main, wording = rng.random(3) if self.train else (0.0, 0.0, 0.0)
@@ -56,7 +67,7 @@ class Transform:
     caption = choices[0 if first else int(wording * len(choices))]
     if self.train and self.word_dropout:
       caption = self._shortened(caption, rng)
-    return example | {"caption": caption.lower() if self.lowercase else caption}
+    return example | {self.key: caption.lower() if self.lowercase else caption}
 
   def _pick(self, names: tuple[str, ...], draw: float) -> str:
     """Returns a language, by probability where training."""

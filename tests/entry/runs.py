@@ -29,8 +29,12 @@ def environment():
 
 
 def train(workdir, *more, config=CONFIG):
+  return run(command(workdir, *more, config=config))
+
+
+def run(arguments):
   return subprocess.run(
-    command(workdir, *more, config=config),
+    arguments,
     cwd=ROOT,
     env=environment(),
     capture_output=True,

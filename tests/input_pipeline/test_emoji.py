@@ -52,6 +52,12 @@ def test_counts(everything):
     "style": 3,
   }
   assert sum(e["label_subgroup"] >= 0 for e in examples) == 1903
+  for e in examples:
+    for label, name in e["class_names"].items():
+      assert bool(name) == (e[f"label_{label}"] >= 0)
+  assert {"animal mammal", "Flags"} <= {
+    n for e in examples for n in e["class_names"].values()
+  }
   assert sum(
     e["label_group"] == source.classes["group"].index("Flags") for e in examples
   )

@@ -316,13 +316,22 @@ def test_outline_inks_edges_and_nothing_else():
     outline.Transform(strength=(0.5, 1.5))
 
 
+# What has no default.
+NEEDED = {
+  "id_from_label": dict(label="kind"),
+  "keep": dict(keys=("family",)),
+  "one_hot": dict(labels=(("kind", 3),)),
+  "pair_classes": dict(label="kind"),
+  "random_resized_crop": dict(size=(8, 8)),
+  "resize": dict(size=(8, 8)),
+  "tokenize": dict(tokenizer="path", length=4, vocab=300),
+}
+
+
 def test_every_transform_keeps_to_the_contract():
   for name in catalogue.names("input_pipeline.transforms"):
     cls = catalogue.find("input_pipeline.transforms", name, "Transform")
-    given = dict(size=(8, 8)) if name in ("resize", "random_resized_crop") else {}
-    if name == "tokenize":
-      given = dict(tokenizer="path", length=4, vocab=300)
-    transform = cls(**given)
+    transform = cls(**NEEDED.get(name, {}))
     assert transform.reads
     assert transform.writes
     assert hash(transform) == hash(pickle.loads(pickle.dumps(transform)))

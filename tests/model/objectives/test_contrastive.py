@@ -63,7 +63,7 @@ def test_a_loss_may_ask_for_tokens():
   sides = {m: Encoded(x[m], words[m], mask) for m in x}
   objective = contrastive.Objective(losses=(("filip", 2.0, {}), ("infonce", 1.0, {})))
   params, _ = objective.init(KEY, None, x)
-  out = objective(params, {}, lambda batch: sides, {}, KEY, jnp.int32(0))
+  out = objective(params, {}, lambda batch, using: sides, {}, KEY, jnp.int32(0))
   late, pooled = filip.Loss(), infonce.Loss()
   want = late(late.init(KEY), sides, {})[0]
   z = {m: contrastive.normalize(v) for m, v in x.items()}
@@ -133,7 +133,9 @@ def test_a_missing_modality_is_named():
   with pytest.raises(ValueError, match=r"the batch has no 'audio'.*config\.model\."):
     objective.init(KEY, None, features())
   with pytest.raises(ValueError, match="loss 'infonce' compares pairs = "):
-    objective({}, {}, lambda b: {"image": Encoded(features()["image"])}, {}, KEY, 0)
+    objective(
+      {}, {}, lambda b, using: {"image": Encoded(features()["image"])}, {}, KEY, 0
+    )
   three = contrastive.Objective(losses=(("symile", 1.0, {}),))
   with pytest.raises(ValueError, match=r"no 'audio'.*Set the modalities of config\."):
     three.init(KEY, None, features())
