@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import emoji
+from configs import emoji, lit_emoji
+from configs.methods import cwcl
 from input_pipeline import pipeline
 from model import catalogue
 from tests.entry import runs
 from tools import systems
+from training import optimizer
 from training import setup as setup_lib
 from training import step as step_lib
 
@@ -100,6 +102,19 @@ def test_languages_are_modalities_of_the_same_example(folder):
     # Training draws segmentations of the ids; the n-grams behind them are the name's.
     assert (row[16:] == want[16:]).all()
   assert "retrieval_de" in {o.get("name") for _, _, o in config.evaluators}
+
+
+@pytest.mark.parametrize("recipe", [cwcl, lit_emoji])
+def test_a_frozen_tower_is_frozen_whole(recipe):
+  config = recipe.get_config("runlocal")
+  config.mesh.data = 1
+  s = setup_lib.build(config, devices=jax.devices()[:1])
+  with jax.set_mesh(s.mesh):
+    params = s.abstract_state().params
+  names = jax.tree.leaves(optimizer.paths(params))
+  frozen = jax.tree.leaves(optimizer.frozen_mask(config.optimizer, params))
+  assert {n for n, f in zip(names, frozen) if f} == {n for n in names if "_image" in n}
+  assert any("wide_image" in n for n in names)
 
 
 def test_another_name_is_put_in_the_place_of_a_transform():
