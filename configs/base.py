@@ -172,4 +172,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.checkpoint.best = ""  # metric that picks the best one, e.g. "retrieval/i2t_r10"
   c.checkpoint.mode = "max"  # "max" | "min"
   c.init_from = ""  # a checkpoint's directory to start from; matched by path and shape
+  c.frozen_from = ""  # the same, for a frozen teacher alone; "": the first parameters
   return c

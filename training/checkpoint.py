@@ -205,13 +205,14 @@ class Checkpointer:
     self._manager.close()
 
 
-def init_from(path: str, params, shardings):
+def init_from(path: str, params, shardings, asked_by: str = "config.init_from"):
   """Returns `params` with every array replaced that a checkpoint holds in equal shape.
 
   Args:
     path: a workdir, its checkpoints folder, or one step's folder.
     params: the tree to fill.
     shardings: its shardings.
+    asked_by: the key that names it, for the error message.
 
   Returns:
     (params, report): the filled tree and lines saying what was kept from the start.
@@ -220,7 +221,7 @@ def init_from(path: str, params, shardings):
     FileNotFoundError: no checkpoint there.
     ValueError: not one array matches.
   """
-  folder = step_folder(path)
+  folder = step_folder(path, asked_by)
   with ocp.PyTreeCheckpointer() as reader:
     saved = _saved(reader, folder)
     wanted, placed = flatten(params), flatten(shardings)
@@ -228,7 +229,7 @@ def init_from(path: str, params, shardings):
     if not match:
       lines = "\n".join(differences(saved, wanted)[:SHOWN])
       raise ValueError(
-        f"config.init_from: none of the {len(saved)} parameters in {folder} has the "
+        f"{asked_by}: none of the {len(saved)} parameters in {folder} has the "
         f"path and shape of one of the model's {len(wanted)}, e.g.\n{lines}\n"
         "Set config.model as the config.json of that run has it."
       )
@@ -240,7 +241,7 @@ def init_from(path: str, params, shardings):
     values = flatten(_read(reader, folder, item))
   report = differences(saved, wanted)
   for line in report:
-    logging.info("init_from: %s", line.strip())
+    logging.info("%s: %s", asked_by, line.strip())
   leaves = {k: values.get(k, v) for k, v in wanted.items()}
   return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values())), report
 

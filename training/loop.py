@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import contextlib
+import dataclasses
 import itertools
 import math
 import signal
@@ -116,24 +117,31 @@ class Run:
 
   def _first_state(self):
     if self.checkpointer.latest_step() is None:
-      if self.config.init_from:
-        checkpoint.step_folder(self.config.init_from)  # early: the rest takes minutes
+      for key in ("init_from", "frozen_from"):
+        if self.config[key]:  # early: the rest takes minutes
+          checkpoint.step_folder(self.config[key], f"config.{key}")
       self.say("initialising the parameters ...")
       state = self.setup.init_state()
       if self.config.init_from:
-        shardings = jax.tree.map(lambda x: x.sharding, state.params)
-        params, report = checkpoint.init_from(
-          self.config.init_from, state.params, shardings
-        )
-        self.say(f"took parameters from {self.config.init_from}; not taken or absent:")
-        self.say("\n".join(report) or "  none")
-        state = state.starting_from(params)
+        state = state.starting_from(self._taken("init_from", state.params))
+      if self.config.frozen_from:
+        frozen = self._taken("frozen_from", state.frozen)
+        state = dataclasses.replace(state, frozen=frozen)
       return state
     state, data = self.checkpointer.restore(self.setup.abstract_state())
     self._check_tokenizer(data.get("tokenizer", ""))
     self.loader.restore(data)
     self.say(f"resuming from step {int(state.step)} of {self.config.total_steps}")
     return state
+
+  def _taken(self, key: str, params):
+    """Returns `params` with what the checkpoint has that config.<key> names."""
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    source = self.config[key]
+    taken, report = checkpoint.init_from(source, params, shardings, f"config.{key}")
+    self.say(f"took parameters from {source}; not taken or absent:")
+    self.say("\n".join(report) or "  none")
+    return taken
 
   def _tokenizer(self) -> str:
     path = self.config.data.tokenizer

@@ -126,6 +126,11 @@ def build(config: ConfigDict, devices=None) -> Setup:
   objective = catalogue.load(
     "model.objectives", config.objective.name, "Objective", options
   )
+  if config.frozen_from and not getattr(objective, "frozen", False):
+    raise ValueError(
+      f"config.frozen_from = {config.frozen_from!r}, but the objective keeps no frozen "
+      'parameters: set config.objective.options.teacher = "frozen", or leave it empty'
+    )
   return Setup(
     config=config,
     mesh=mesh,

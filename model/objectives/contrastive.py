@@ -61,6 +61,24 @@ class Objective:
     object.__setattr__(self, "terms", _build_losses(self.losses))
     object.__setattr__(self, "seen", parts.build_views(self.views))
     object.__setattr__(self, "topped", parts.Heads(self.heads))
+    if self.teacher and not self.taught:
+      raise ValueError(
+        f"config.objective.options.teacher = {self.teacher!r}, but no loss of {_KEY} "
+        f"reads what it encodes: name {parts.of_teacher('image')!r} or the like in one"
+      )
+
+  @property
+  def frozen(self) -> bool:
+    """Returns whether a copy of the first parameters is to be kept."""
+    return self.teacher == "frozen"
+
+  @property
+  def taught(self) -> tuple[str, ...]:
+    """Returns the views and modalities that a loss wants of the teacher."""
+    read = (
+      m for _, _, _, loss in self.terms for m in (*_named(loss)[1], *_taught(loss))
+    )
+    return tuple({parts.taught(m): None for m in read if parts.taught(m)})
 
   @property
   def reads(self) -> tuple[str, ...]:
@@ -75,7 +93,7 @@ class Objective:
       ValueError: a loss, a view or a head of what batch_spec does not have.
     """
     names = parts.view_names(batch_spec, self.seen)
-    self._check([*names, *(parts.of_teacher(n) for n in names if self.teacher)])
+    self._check([*names, *map(parts.of_teacher, names if self.teacher else ())])
     params = {}
     for i, (label, _, _, loss) in enumerate(self.terms):
       own = loss.init(jax.random.fold_in(key, i))
@@ -124,7 +142,9 @@ class Objective:
       own = params.get(HEADS, {})
       encoded = self.topped(own, encoded, top, True, batch.get("valid"))
     if self.teacher:
-      taught = parts.encode_views(encode, batch, self.seen, look, self.teacher)
+      taught = parts.encode_views(
+        encode, batch, self.seen, look, self.teacher, self.taught
+      )
       if self.topped and self.teacher == "ema":
         own = encode.params("ema").get(HEADS, {})
         taught = self.topped(own, taught, top, False, batch.get("valid"))
@@ -135,23 +155,34 @@ class Objective:
   def _check(self, present: Iterable[str]) -> None:
     present = sorted(present)
     for i, (_, name, _, loss) in enumerate(self.terms):
-      kind = "modalities" if hasattr(loss, "modalities") else "pairs"
-      named = getattr(loss, kind, ())
-      for m in named if kind == "modalities" else sum(named, ()):
+      kind, names = _named(loss)
+      for m in names:
         if m not in present:
           raise ValueError(
-            f"loss {name!r} compares {kind} = {named}, but the batch has no {m!r} "
-            f"({catalogue.near_misses(m, present)}). Set the {kind} of {_KEY}"
+            f"loss {name!r} compares {kind} = {getattr(loss, kind)}, but the batch has "
+            f"no {m!r} ({catalogue.near_misses(m, present)}). Set the {kind} of {_KEY}"
             f"[{i}], or add {m!r} to config.model.modalities and let "
             "config.data.transforms make it."
           )
-      for m in getattr(loss, "teachers", ()):
+      for m in _taught(loss):
         if m not in present:
           raise ValueError(
             f"loss {name!r} of {_KEY}[{i}] learns from {m!r}, which nothing encodes "
             f"({catalogue.near_misses(m, present)}): set "
             'config.objective.options.teacher = "ema" or "frozen"'
           )
+
+
+def _named(loss: Any) -> tuple[str, tuple[str, ...]]:
+  """Returns the field by which a loss says what it compares, and what that names."""
+  if hasattr(loss, "modalities"):
+    return "modalities", tuple(loss.modalities)
+  return "pairs", tuple(m for pair in getattr(loss, "pairs", ()) for m in pair)
+
+
+def _taught(loss: Any) -> tuple[str, ...]:
+  """Returns what a loss reads of z without gradient."""
+  return getattr(loss, "teachers", ())
 
 
 def _build_losses(losses: Any) -> tuple[tuple[str, str, float, Any], ...]:

@@ -17,6 +17,7 @@ from model.types import Array, Batch, Encoded, Params
 
 VIEWS = "config.objective.options.views"
 HEADS = "config.objective.options.heads"
+_AT_TEACHER = "@teacher"
 
 
 class Views(NamedTuple):
@@ -242,7 +243,13 @@ class Heads:
 
 def of_teacher(name: str) -> str:
   """Returns what a teacher's embedding of a view or modality is called in z."""
-  return f"{name}@teacher"
+  return f"{name}{_AT_TEACHER}"
+
+
+def taught(name: str) -> str:
+  """Returns the view or modality of what `of_teacher` names; "" of any other name."""
+  own = name.removesuffix(_AT_TEACHER)
+  return "" if own == name else own
 
 
 def unit(encoded: Mapping[str, Encoded]) -> dict[str, Array]:

@@ -113,8 +113,9 @@ def test_init_from_takes_what_matches_and_reports_the_rest(setup, state, tmp_pat
     fresh.params["towers"]["stem_text"]["embed"]["embedding"],
   )
   assert len(report) == 1 and "stem_text/embed" in report[0]
-  with pytest.raises(FileNotFoundError, match="init_from"):
-    checkpoint.init_from(str(tmp_path / "nowhere"), fresh.params, shardings)
+  with pytest.raises(FileNotFoundError, match=r"config\.frozen_from: no checkpoint in"):
+    where = str(tmp_path / "nowhere")
+    checkpoint.init_from(where, fresh.params, shardings, "config.frozen_from")
   shapes = jax.eval_shape(lambda: {"other": fresh.params})
   with pytest.raises(
     ValueError, match=r"(?s)config\.init_from: none of the.*stem_image"

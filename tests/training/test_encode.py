@@ -115,6 +115,19 @@ def test_parameters_that_are_not_kept_are_an_error(objective, ema, message):
     jax.eval_shape(loss, state.params, state, spec)
 
 
+def test_a_checkpoint_for_a_copy_that_is_not_kept_is_an_error():
+  config = tiny(frozen_from="runs/clip")
+  with pytest.raises(
+    ValueError, match=r"config\.frozen_from = 'runs/clip'.* no frozen"
+  ):
+    one_device(config)
+  pairs = (("image", "text"),)
+  config.objective.options.update(
+    teacher="frozen", losses=(("distill", 1.0, dict(pairs=pairs)),)
+  )
+  assert one_device(config).objective.frozen
+
+
 @pytest.mark.parametrize(
   ("ema", "warmup", "want"),
   [(1.0, False, 1.0), (0.9, False, 0.9), (0.9, True, 0.25), (0.2, True, 0.2)],

@@ -211,8 +211,12 @@ def test_a_teacher_sees_the_same_views_without_gradient():
   for teacher, on_top in (("frozen", None), ("ema", other["heads"])):
     encode = Encode(own=other)
     got = make(teacher)._encode(params, encode, batch, KEY)
-    assert [c[0] for c in encode.calls] == ["online"] * 2 + [teacher] * 2
+    # Only what a loss reads: not the first view, nor the text.
+    assert [c[0] for c in encode.calls] == ["online"] * 2 + [teacher]
+    assert encode.calls[-1][1] == ["image", "valid"] and "image_1@teacher" not in got
+    assert make(teacher).frozen == (teacher == "frozen")
     want = parts.encode_views(Encode(), batch, views, look, teacher)
+    want = {"image_2": want["image_2"]}
     if on_top:
       want = parts.Heads(heads)(on_top, want, top, False)
     np.testing.assert_allclose(
@@ -231,6 +235,8 @@ def test_a_teacher_sees_the_same_views_without_gradient():
   np.testing.assert_array_equal(grad, 0)
   with pytest.raises(ValueError, match=r"teacher = 'emma' must be one of"):
     make("emma")
+  with pytest.raises(ValueError, match=r"reads what it encodes: name 'image@teacher'"):
+    contrastive.Objective(teacher="ema")
 
 
 def test_without_views_and_heads_the_program_is_the_plain_one():
