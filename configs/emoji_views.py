@@ -6,7 +6,6 @@ transforms; towers have no wide path, whose descriptors hardly change from view 
 
 from ml_collections import ConfigDict
 
-from configs import args as args_lib
 from configs import emoji
 
 PIXELS = dict(mean=emoji.MEAN, std=emoji.STD)  # what views must know of normalising
@@ -21,7 +20,6 @@ def method(arg: str, name: str, objective: str, **options) -> ConfigDict:
     objective: a file of model/objectives/.
     **options: its options.
   """
-  args = args_lib.parse(arg, **emoji.METHOD_ARGS)
   c = emoji.method(arg, name)
   del c.model.modalities["text"]
   c.model.modalities.image.update(
@@ -32,9 +30,13 @@ def method(arg: str, name: str, objective: str, **options) -> ConfigDict:
   kept = ("decode_image", "resize", "normalize")
   seen = tuple(t for t in c.data.eval_transforms if t[0] in kept)
   c.data.transforms = c.data.eval_transforms = seen
-  c.checkpoint.best = ""  # retrieval, as zero-shot, needs text
-  held_out = "validation" if args.tune else "test"
-  c.evaluators = (("health", c.checkpoint.every, dict(split=held_out)),)
+  held_out = c.evaluators[0][2]["split"]
+  c.evaluators = (
+    ("probe", c.checkpoint.every, dict(split=held_out, source=dict(skin_tones=False))),
+    ("health", 0, dict(split=held_out)),
+  )
+  if c.checkpoint.best:  # retrieval, which needs text
+    c.checkpoint.best = "probe/group_knn_top1"
   set_objective(c, objective, **options)
   return c
 

@@ -8,8 +8,8 @@ the full graph, those with one of them the core view. The bank takes such pairs,
 Differences: a small ViT, whose stem alone has weights of its own for each view, not two
 half networks; 1,024 negatives of 4,096 places, drawn once for a step, not 16,384 for
 each row; the mean of the directions, not the sum; AdamW.
-Expected: not run. What it learned is in the embeddings of both views (model/views/
-lab.py): it has seen no RGB, so an evaluator that shows it RGB does not measure that.
+Evaluators show the tower both views at once, whole Lab images: their stems are added.
+Expected: not run. Read probe.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """
 
@@ -56,5 +56,6 @@ def get_config(arg: str = ""):
   emoji.replace(
     c, "resize", ("random_resized_crop", dict(scale=(0.2, 1.0))), ("flip", {})
   )
-  c.evaluators = ()
+  *before, _ = c.data.eval_transforms
+  c.data.eval_transforms = (*before, ("lab", {}))
   return c

@@ -9,7 +9,7 @@ first of them).
 Differences: of the paper only the abstract's claims are known here. The number of
 negatives, the weights, and whether the loss around the key reaches a second query are
 unverified; the key has no gradient here, so that its term pulls the query alone.
-Expected: not run. A linear or nearest-neighbour probe tells what was learned.
+Expected: not run. Read probe.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """
 

@@ -6,7 +6,7 @@ Differences: a small ViT and AdamW, not a ResNet-50 and SGD; no batch norm, so t
 nothing leaks between a query and its key and no batch is shuffled; 1,024 keys and
 m = 0.99, not 65,536 and 0.999, for 800 steps of 128; the queue holds a third of the
 data, so keys of the query's own example are left out.
-Expected: not run. A linear or nearest-neighbour probe tells what was learned.
+Expected: not run. Read probe.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """
 
