@@ -123,4 +123,5 @@ def test_it_runs(name, tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   assert sorted(runs.losses(tmp_path)) == list(range(1, 9))
   text = (pathlib.Path(tmp_path) / "metrics.jsonl").read_text()
-  assert "eval/retrieval/i2t_r1" in text and "eval/zero_shot/group_top1" in text
+  for file, _, options in module(name).get_config("runlocal").evaluators:
+    assert f"eval/{options.get('name', file)}/" in text
