@@ -1,12 +1,15 @@
 """SimCLR on emoji, guided by a frozen CLIP (arXiv 2306.04272): a second positive.
 
+python train.py --config configs/clip_emoji.py --workdir runs/guide \
+  --config.model.modalities.image.gradients="()" \
+  --config.model.modalities.image.colors="()"
 python train.py --config configs/methods/clip_help_simclr.py --workdir runs/guided \
-  --config.frozen_from=runs/clip_emoji
-Train configs/clip_emoji.py first: its image tower is the guide, which has seen the
-names of the training drawings and stays as it is; this run's towers start anew. Without
-frozen_from the guide is their random start, and helps nothing. Else as simclr.py.
-Differences: model/losses/guided_ntxent.py has the paper's other three modes.
-Expected: not run.
+  --config.frozen_from=runs/guide
+The guide is the image tower of the first run, without the wide path that this one has
+not; it knows the names of the training drawings. The towers here start anew. Without
+frozen_from the guide is their random start, and of no help. All else is simclr's.
+Differences: those of simclr. The paper's other modes are options of the loss.
+Expected: not run. Read probe, and labelling_error: second positives of another group.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """
 
@@ -30,8 +33,8 @@ METHOD = dict(
 def get_config(arg: str = ""):
   c = simclr.get_config(arg)
   c.name = c.name.replace("simclr", "clip_help_simclr")
-  options = dict(mode="add_pos", pairs=(simclr.NAMES,), temperature=0.5)
-  options["label"] = "label_group"
-  c.objective.options.losses = (("guided_ntxent", 1.0, options),)
+  ((_, weight, options),) = c.objective.options.losses
+  options = {**options, "mode": "add_pos", "label": "label_group"}
+  c.objective.options.losses = (("guided_ntxent", weight, options),)
   c.objective.options.teacher = "frozen"
   return c
