@@ -5,7 +5,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from model.losses import reduce
+from model.losses import reduce, reductions
 from model.types import Array
 
 
@@ -22,7 +22,7 @@ def take(x: Array, index: Array, *, strategy: str = "auto") -> Array:
     strategy: of model.losses.reduce; all but "ring", and an "auto" that comes to it,
       leave it to XLA.
   """
-  axes, shards = reduce.batch_axes()
+  axes, shards = reductions.batch_axes()
   if strategy == "auto" and x.size * x.dtype.itemsize > reduce.GATHER_BYTES:
     strategy = "ring"
   if strategy != "ring" or shards == 1 or x.shape[0] % shards:
