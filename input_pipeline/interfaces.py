@@ -31,9 +31,11 @@ class Transform(Protocol):
 
   `reads` and `writes` name keys of the example; "a|b" in `reads` asks for either, and
   "partner" for another raw example of the source, drawn at random. A class may define
-  `kept`, keys that are to be in the batch although they are no modality and no label,
-  and `defaults(config, options)`, a classmethod that returns the options which it takes
-  from the rest of the config where the recipe does not give them.
+  `kept`, keys that are to be in the batch although they are no modality and no label;
+  `defaults(config, options)`, a classmethod that returns the options which it takes
+  from the rest of the config where the recipe does not give them; and `prepare(options,
+  workdir, captions)`, one that makes files before the first example is read, out of the
+  training captions that `captions()` yields, and returns the options with their paths.
   """
 
   @property

@@ -9,6 +9,7 @@ a transform declares as `kept`, and in evaluation "valid" bool[b].
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import copy
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
@@ -85,14 +86,16 @@ def prepare(config: Any, workdir: str) -> Any:
   """Returns a copy of the config whose tokenizer exists: it is trained where missing.
 
   "{workdir}" in config.data.tokenizer is replaced. The tokenizer is trained on the
-  captions of config.data.split, to config.model.modalities.text.vocab ids. Every
-  process may call this: the result is the same bytes, and appears at once.
+  captions of config.data.split, to config.model.modalities.text.vocab ids. Transforms
+  make what they need of the captions likewise. Every process may call this: the result
+  is the same bytes, and appears at once.
 
   Raises:
     ValueError: the tokenizer's size is not the model's vocabulary, or the examples have
       no captions to train one on.
   """
   config = copy.deepcopy(config)
+  _prepare_transforms(config, workdir)
   path = str(config.data.tokenizer).replace("{workdir}", str(workdir))
   if path != config.data.tokenizer:
     config.data.tokenizer = path
@@ -103,6 +106,19 @@ def prepare(config: Any, workdir: str) -> Any:
     tokenizer.train_tokenizer(_captions(config), path, texts.vocab)
   tokenizer.load(path, texts.vocab)
   return config
+
+
+def _prepare_transforms(config: Any, workdir: str) -> None:
+  """Lets each transform with a `prepare` make its files and change its options."""
+  captions = functools.partial(_captions, config)
+  for key in ("transforms", "eval_transforms"):
+    entries = []
+    for name, options in config.data[key]:
+      cls = catalogue.find(_TRANSFORMS, name, "Transform")
+      if hasattr(cls, "prepare"):
+        options = cls.prepare(dict(options or {}), str(workdir), captions)
+      entries.append((name, options))
+    config.data[key] = tuple(entries)
 
 
 def tokenize(
@@ -214,9 +230,8 @@ def _captions(config: Any) -> Iterator[str]:
     captions = example.get("captions", example.get("caption"))
     if captions is None:
       raise ValueError(
-        f"config.data.tokenizer = {config.data.tokenizer!r} does not exist and cannot "
-        f"be trained: examples of {config.data.source!r} have no 'captions', only "
-        f"{sorted(example)}"
+        "no captions to train config.data.tokenizer on, nor to make vocabularies of: "
+        f"examples of {config.data.source!r} have no 'captions', only {sorted(example)}"
       )
     values = captions.values() if isinstance(captions, Mapping) else (captions,)
     for value in values:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import io
-import os
 import unicodedata
-import uuid
 
 from etils import epath
 import numpy as np
 import sentencepiece
+
+from input_pipeline import atomic
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 
@@ -73,11 +73,7 @@ def train_tokenizer(
       f"config.model.modalities.text.vocab = {vocab} does not suit {len(lines)} "
       f"distinct captions: {str(e).splitlines()[-1]}"
     ) from e
-  target = epath.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  part = target.parent / f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part"
-  part.write_bytes(model.getvalue())
-  part.replace(target)
+  atomic.write(path, model.getvalue())
   return str(path)
 
 

@@ -33,11 +33,14 @@ class Encoded:
     pooled: f32[b, d], projected to the shared space, NOT normalised.
     tokens: [b, n, w] before pooling, or None where nobody asked for them.
     mask: bool[b, n], True for a real token; None where tokens is None.
+    log_var: f32[b, d], the log-variance of a Gaussian around `pooled`, of which the
+      tokens are draws; None where nobody says how sure the tower is.
   """
 
   pooled: Array
   tokens: Array | None = None
   mask: Array | None = None
+  log_var: Array | None = None
 
 
 class Encode(Protocol):

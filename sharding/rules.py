@@ -31,6 +31,8 @@ Rule = tuple[str, Axes]
 DEFAULT: tuple[Rule, ...] = (
   # Sparse layers. The router is small and every chip needs it whole, in f32.
   (r"moe/router/.*", ()),
+  # Adafactor's second moments, factored over the last two dimensions, lack one of them.
+  (r"v_(row|col)/.*moe/experts/\w+/kernel", ("expert", None)),  # [e, w] or [e, m]
   (r"moe/experts/up/kernel", ("expert", "fsdp", "tensor")),  # [e, w, m]
   (r"moe/experts/up/bias", ("expert", "tensor")),  # [e, m]
   (r"moe/experts/down/kernel", ("expert", "tensor", "fsdp")),  # [e, m, w]
@@ -49,6 +51,10 @@ DEFAULT: tuple[Rule, ...] = (
   (r"stem_\w+/position", (None, "fsdp")),  # [n, w]
   (r"wide_\w+/embedding", ("tensor", "fsdp")),  # [rows, d]
   (r"project_\w+/kernel", ("fsdp", "tensor")),  # [w, d]
+  # Heads: the logits of classes are split like the columns of a matrix.
+  (r"classes/embedding", ("tensor", "fsdp")),  # [classes, d]
+  (r"classes/bias", ("tensor",)),  # [classes]
+  (r"codes", ("fsdp", None)),  # [m, d]
   # What objectives keep between steps (model/objectives/memory.py): by rows, as the
   # batch, so that a new key stays on the device that made it.
   (r"queue/\w+/keys", (BATCH_AXES, None, None)),  # [b, s, d]

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from model.losses import pairs as pairing
-from model.losses import reduce, reductions
+from model.losses import reduce, sets
 from model.losses import scale as scaling
-from model.losses.reductions import Tokens
+from model.losses.sets import Tokens
 from model.types import Array, Batch, Encoded, Metrics, Params
 
 
@@ -85,13 +85,13 @@ class Loss:
       scale = scaling.positive(params["log_scale"], self.max_scale)
     metrics = {"filip/temperature": 1 / scale}
     terms = []
-    sets = {m: self.embed(params, m, z[m]) for pair in self.pairs for m in pair}
+    rows = {m: self.embed(params, m, z[m]) for pair in self.pairs for m in pair}
     for a, b in pairing.directions(self.pairs):
-      valid = pairing.valid_rows(batch, sets[a].x.shape[0])
+      valid = pairing.valid_rows(batch, rows[a].x.shape[0])
       lse = reduce.row_logsumexp(
-        sets[a], sets[b], scale, valid=valid, strategy=self.strategy, tile=self.tile
+        rows[a], rows[b], scale, valid=valid, strategy=self.strategy, tile=self.tile
       )
-      own = jax.vmap(_alone)(sets[a], sets[b])
+      own = sets.alone(rows[a], rows[b])
       term = pairing.masked_mean(lse - scale * own, valid)
       metrics[f"filip/{a}_to_{b}"] = term
       metrics[f"filip/positive_{a}_to_{b}"] = pairing.masked_mean(own, valid)
@@ -121,9 +121,3 @@ class Loss:
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     unit = x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
     return Tokens(unit, real.astype(jnp.float32))
-
-
-def _alone(a: Tokens, b: Tokens) -> Array:
-  """Returns f32[]: the score of one row of each side."""
-  one = (Tokens(x[None], real[None]) for x, real in (a, b))
-  return reductions.late(*one)[0, 0]

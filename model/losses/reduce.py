@@ -19,7 +19,6 @@ Strategies, with b rows a, b columns, and p devices that share the batch:
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -27,9 +26,10 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from model.losses import reductions
-from model.losses.reductions import Side, Tokens
-from model.types import BATCH_AXES, Array
+from model.losses import reductions, sets
+from model.losses.reductions import Side
+from model.losses.sets import Set
+from model.types import Array
 
 STRATEGIES = ("auto", "dense", "tiled", "ring")
 GATHER_BYTES = 256 * 2**20  # per device; 87k columns of 768 f32
@@ -39,11 +39,12 @@ Exclude = str | tuple[Array, Array] | None
 Fn = Callable[[Array, Array], Array]
 Valid = Array | tuple[Array | None, Array | None] | None
 Scalar = Array | float
+Rows = Array | Set
 
 
 def row_logsumexp(
-  a: Array | Tokens,
-  b: Array | Tokens,
+  a: Rows,
+  b: Rows,
   scale: Scalar,
   *,
   valid: Array | None = None,
@@ -60,8 +61,8 @@ def row_logsumexp(
   products are summed in f32.
 
   Args:
-    a: [b, d], or Tokens, to be scored by reductions.late.
-    b: [b2, d], or Tokens.
+    a: [b, d], or a Set of each row, to be scored as model.losses.sets says.
+    b: [b2, d], or the same kind of Set.
     scale: f32[].
     valid: bool[b2], columns that count; None: all. A row without any gives -inf.
     exclude: pairs to leave out: None, "diagonal" (j = i), or marks (i32[b], i32[b2]):
@@ -116,8 +117,8 @@ def symmetric_logsumexp(
 
 def pair_sum(
   fn: Callable[..., Any],
-  a: Array,
-  b: Array,
+  a: Rows,
+  b: Rows,
   scale: Scalar,
   *,
   valid: Valid = None,
@@ -132,8 +133,8 @@ def pair_sum(
   Args:
     fn: elementwise (s f32[...], positive bool[...]) -> f32[...], differentiated by s
       only; it must close over no array. May return a tuple: so does `pair_sum`.
-    a: [b, d].
-    b: [b2, d].
+    a: [b, d], or a Set of each row.
+    b: [b2, d], or the same kind of Set.
     scale: f32[].
     valid: bool[b] of both sides, or (bool[b], bool[b2]); a row not valid gives 0.
     positive: "diagonal" (j = i), or marks (i32[b], i32[b2]): the pairs of equal mark.
@@ -208,14 +209,12 @@ def _logsumexp(exclude: Exclude, only: Exclude, fn: Fn | None, both: bool):
   return (exclude if only is None else only) or "none", op
 
 
-def _sides(
-  a: Array | Tokens, b: Array | Tokens, valid: Valid, marks: str | tuple
-) -> tuple[Side, Side]:
+def _sides(a: Rows, b: Rows, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:
   """Checks the public arguments and fills in what was left out."""
-  x, y = (v.x if isinstance(v, Tokens) else v for v in (a, b))
-  ndim = 3 if isinstance(a, Tokens) else 2
+  x, y = (v.x if isinstance(v, Set) else v for v in (a, b))
+  ndim = 3 if isinstance(a, Set) else 2
   if x.ndim != ndim or y.ndim != ndim or x.shape[-1] != y.shape[-1]:
-    want = "[b, d] and [b2, d], or Tokens of [b, k, d] and [b2, r, d]"
+    want = "[b, d] and [b2, d], or Tokens or Samples of [b, k, d] and [b2, r, d]"
     raise ValueError(f"a and b must be {want}; got {x.shape} and {y.shape}")
   if x.dtype != y.dtype or x.dtype != jnp.bfloat16:
     a, b = jax.tree.map(lambda v: v.astype(jnp.float32), (a, b))
@@ -240,16 +239,10 @@ def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
     raise ValueError(f"strategy = {strategy!r} must be one of {STRATEGIES}")
   if tile is not None and tile < 1:
     raise ValueError(f"tile = {tile} must be at least 1")
-  mesh = jax.sharding.get_abstract_mesh()
-  size = dict(mesh.shape)
-  axes = tuple(x for x in BATCH_AXES if size.get(x, 1) > 1)
-  kinds = dict(zip(mesh.axis_names, mesh.axis_types))
-  if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
-    raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
-  shards = math.prod(size[x] for x in axes)
+  axes, shards = reductions.batch_axes()
   n = col.valid.shape[0]
   rows = -(-row.valid.shape[0] // shards)
-  each = reductions.scores_per_pair(row.x, col.x)
+  each = sets.numbers_per_pair(row.x, col.x)
   tile = tile or max(-(-512 // each), TILE_SCORES // max(rows * each, 1))
   if strategy == "auto":
     if shards == 1:
@@ -262,6 +255,7 @@ def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
 
 def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | None):
   """Returns op's (row output, column output or None) by the strategy asked for."""
+  sets.check_scale(row.x, scale)
   plan = _plan(strategy, tile, row, col)
   scale, bias = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
   if plan.strategy == "dense" and not isinstance(op, reductions.TopK):
@@ -377,7 +371,7 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
     start = (*reductions.zeros((row.x, col.x, jnp.float32(0))), col, cols)
     (da, db, dbias, *_), _ = lax.scan(hop, start, length=plan.shards)
   # d/dscale = sum_ij ds_ij a_i . b_j; da holds the sums over j (degree 1 in tokens).
-  x, dx = (row.x.x, da.x) if isinstance(row.x, Tokens) else (row.x, da)
+  x, dx = (row.x.x, da.x) if isinstance(row.x, Set) else (row.x, da)
   dscale = jnp.sum(x.astype(jnp.float32) * dx)
   if plan.shards > 1:
     dscale, dbias = lax.psum((dscale, dbias), plan.axes)

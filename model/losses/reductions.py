@@ -1,48 +1,39 @@
 """What is reduced over pairs, one tile of scores at a time; arrays of one device.
 
 A score is s_ij = scale * a_i . b_j + bias, where the product of two sets of vectors is
-that of late interaction. A reduction keeps a carry per row (and, if
-it is `both`, per column), absorbs tiles in any order, and knows its own gradient by
-score, so that the backward pass can make each tile again instead of keeping it.
+what model.losses.sets says. A reduction keeps a carry per row (and, if it is `both`,
+per column), absorbs tiles in any order, and knows its own gradient by score, so that
+the backward pass can make each tile again instead of keeping it.
 
-Axis letters: b rows, c columns of the tile at hand, d embedding, k and r tokens.
+Axis letters: b rows, c columns of the tile at hand, d embedding.
 """
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from model.types import Array
-
-
-class Tokens(NamedTuple):
-  """Rows that are sets of vectors: words, patches.
-
-  Attributes:
-    x: [n, k, d] tokens, f32 or bf16.
-    real: f32[n, k], 1 for a token and 0 for padding.
-  """
-
-  x: Array
-  real: Array
+from model.losses import sets
+from model.losses.sets import dot
+from model.types import BATCH_AXES, Array
 
 
 class Side(NamedTuple):
   """One side of the pairs.
 
   Attributes:
-    x: [n, d] embeddings, f32 or bf16; or Tokens, on both sides.
+    x: [n, d] embeddings, f32 or bf16; or sets of one kind, on both sides.
     mark: i32[n]; a row and a column of equal mark are the same thing: on the diagonal.
     place: i32[n], the position in the global array.
     valid: bool[n], False rows count for nothing on the other side.
     given: [n, d2], whose inner products are a second score; None if there is none.
   """
 
-  x: Array | Tokens
+  x: Array | sets.Set
   mark: Array
   place: Array
   valid: Array
@@ -54,60 +45,24 @@ def same(row: Side, col: Side) -> Array:
   return row.mark[:, None] == col.mark[None, :]
 
 
-def dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
-  """Contracts axis axes[0] of a with axes[1] of b; f32 accumulation and result.
-
-  f32 operands are multiplied as f32 everywhere: at a scale of 100 the bf16 or tf32
-  default of accelerators would move a score by 0.2. Pass bf16 operands for speed.
-  """
-  return lax.dot_general(
-    a,
-    b,
-    (((axes[0],), (axes[1],)), ((), ())),
-    precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def late(a: Tokens, b: Tokens) -> Array:
-  """Returns f32[b, c]: mean over tokens of a_i of their greatest product with b_j's.
-
-  Not symmetric: each token of a looks for one in b. Padding neither looks nor is found;
-  an empty set on either side gives 0. Holds [b, k, c, r]. FILIP (arXiv 2111.07783).
-  """
-  (n, k, d), (c, r, _) = a.x.shape, b.x.shape
-  s = dot(a.x.reshape(n * k, d), b.x.reshape(c * r, d), (1, 1)).reshape(n, k, c, r)
-  real = b.real[None, None] > 0
-  best = jnp.max(jnp.where(real, s, -jnp.inf), axis=-1)
-  best = jnp.where(jnp.any(real, axis=-1), best, 0.0)
-  looking = lax.stop_gradient(a.real)
-  share = looking / jnp.maximum(jnp.sum(looking, axis=-1, keepdims=True), 1.0)
-  return jnp.sum(best * share[:, :, None], axis=1)
-
-
-def scores_per_pair(a: Array | Tokens, b: Array | Tokens) -> int:
-  """Returns how many numbers a pair takes while it is scored."""
-  if isinstance(a, Tokens) and isinstance(b, Tokens):
-    return a.x.shape[1] * b.x.shape[1]
-  return 1
-
-
 def scores(row: Side, col: Side, scale: Array, bias: Array) -> Array:
-  """Returns f32[b, c]: scale * a . b + bias."""
-  return _products(row.x, col.x) * scale + bias
+  """Returns f32[b, c]: scale * a . b + bias, or of sets what `sets` says of them."""
+  return sets.products(row.x, col.x) * scale + bias
 
 
-def _products(a, b) -> Array:
-  return late(a, b) if isinstance(a, Tokens) else dot(a, b, (1, 1))
+def batch_axes() -> tuple[tuple[str, ...], int]:
+  """Returns the axes of the ambient mesh that split the batch, and into how many parts.
 
-
-def _pull_products(ds: Array, a, b) -> tuple[Any, Any]:
-  """Returns the gradients by a and b, f32, of sum ds * products."""
-  if isinstance(a, Tokens):
-    _, pull = jax.vjp(late, a, b)
-    return jax.tree.map(lambda x: x.astype(jnp.float32), pull(ds))
-  rounded = ds.astype(b.dtype)
-  return dot(rounded, b, (1, 0)), dot(rounded, a, (0, 0))
+  Raises:
+    ValueError: inside a shard_map over them, where there is no global batch.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  size = dict(mesh.shape)
+  axes = tuple(x for x in BATCH_AXES if size.get(x, 1) > 1)
+  kinds = dict(zip(mesh.axis_names, mesh.axis_types))
+  if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
+    raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
+  return axes, math.prod(size[x] for x in axes)
 
 
 def scatter(x: Array, axes: tuple[str, ...]) -> Array:
@@ -349,7 +304,7 @@ def backward(op, row: Side, col: Side, scale, bias, tile: int, rows: Any, cols: 
     da, dbias = carry
     part, cols = item
     ds = op.pull(scores(row, part, scale, bias), row, part, rows, cols)
-    more, db = _pull_products(ds, row.x, part.x)
+    more, db = sets.pull_products(ds, row.x, part.x)
     return (jax.tree.map(jnp.add, da, more), dbias + jnp.sum(ds)), db
 
   zero = zeros(row.x), jnp.zeros((), jnp.float32)

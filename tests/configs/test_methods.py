@@ -72,7 +72,8 @@ def test_its_step_fits_its_data(name, folder):
   assert not missing, "transforms make what the losses read"
   # A loss has its gradient from the contract tests, and every loss the same update: the
   # whole step is traced, at thrice the time, where more than the loss is the recipe's.
-  whole = config.objective.name != "contrastive" or config.optimizer.frozen
+  more = config.objective.options.get("teacher") or config.optimizer.frozen
+  whole = config.objective.name != "contrastive" or more
   with jax.set_mesh(s.mesh):
     state, given = s.abstract_state(), s.put(batch)
     if whole:

@@ -48,7 +48,10 @@ def teachers(loss):
 
 
 def embeddings(loss, b=B):
-  """Unit vectors, or sets of them, that share a signal, as after some training."""
+  """Unit vectors, or sets of them, that share a signal, as after some training.
+
+  A loss over `tokens` gets those `fields` of Encoded that it names; by default, tokens.
+  """
   rng = np.random.default_rng(0)
   sets = getattr(loss, "tokens", False)
   shape = (b, TOKENS, D) if sets else (b, D)
@@ -57,7 +60,12 @@ def embeddings(loss, b=B):
   for m in sorted({*modalities(loss), *teachers(loss)}):
     x = common + rng.normal(size=shape)
     x = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-    z[m] = Encoded(pooled=None, tokens=x) if sets else x
+    if not sets:
+      z[m] = x
+      continue
+    known = dict(pooled=x.mean(1), tokens=x, log_var=np.log(x.var(1)))
+    read = getattr(loss, "fields", ("tokens",))
+    z[m] = Encoded(**{"pooled": None} | {k: known[k] for k in read})
   return z
 
 
@@ -70,12 +78,35 @@ def rows(z, index):
   return jax.tree.map(lambda x: x[index], z)
 
 
+def batch_rows(batch, index):
+  """The rows of a batch in another order, or fewer: those gone are nobody's partner."""
+  places = np.full(len(batch["id"]) + 1, -1, np.int32)  # the last is that of -1
+  kept = np.arange(len(batch["id"]))[index]
+  places[kept] = np.arange(len(kept))
+  return {
+    key: places[x[index]] if key.endswith("_partner") else x[index]
+    for key, x in batch.items()
+  }
+
+
 def batch_of(loss, b=B):
-  """Whatever else the loss says that it `reads` is a positive number of each row."""
+  """Whatever else the loss says that it `reads` is a positive number of each row.
+
+  But for names that say what they are: label_<name> is a class, -1 if unlabelled, and
+  <name>_partner the place of another row, -1 if there is none.
+  """
   index = np.arange(b, dtype=np.int32)
   batch = {"valid": np.ones(b, bool), "id": index, "label": index % 5}
   numbers = np.random.default_rng(5).uniform(1, 100, b).astype(np.float32)
-  return {key: numbers for key in getattr(loss, "reads", ())} | batch
+  for key in getattr(loss, "reads", ()):
+    if key.startswith("label_"):
+      batch[key] = np.where(index % 7 == 3, -1, index % 5).astype(np.int32)
+    elif key.endswith("_partner"):
+      other = np.random.default_rng(6).permutation(index)
+      batch[key] = np.where(index % 3 == 1, -1, other).astype(np.int32)
+    else:
+      batch.setdefault(key, numbers)
+  return batch
 
 
 def parameters(loss):
@@ -160,7 +191,7 @@ def test_value_and_gradient_are_finite(name):
 def test_permuted_rows_permute_the_gradient(name):
   loss = build(name)
   order = np.random.default_rng(1).permutation(B)
-  z, batch = rows((embeddings(loss), batch_of(loss)), order)
+  z, batch = rows(embeddings(loss), order), batch_rows(batch_of(loss), order)
   (value, _), (grads, dz) = value_and_grad(loss)(parameters(loss), z, batch)
   (want, _), (want_grads, want_dz) = reference(name)
   assert_near(value, want)
@@ -179,7 +210,7 @@ def test_masked_rows_are_dropped_rows(name):
   (value, metrics), (grads, dz) = f(parameters(loss), z, batch)
   few = rows(z, keep)
   # `valid` may be left out
-  want_batch = {k: x[keep] for k, x in batch.items() if k != "valid"}
+  want_batch = {k: x for k, x in batch_rows(batch, keep).items() if k != "valid"}
   (want, want_metrics), (want_grads, want_dz) = f(parameters(loss), few, want_batch)
   assert_near((value, metrics), (want, want_metrics))
   assert_slopes_near(grads, want_grads)
