@@ -64,8 +64,10 @@ def term(options, query, positive, anchor, i, k, b, deques, batch, t):
   return loops.lse([own, *scores, *similar]), own
 
 
-def nearest(x, deque, n):
-  similar = sorted(((x @ y, p) for p, (y, _, ok) in enumerate(deque) if ok))
+def nearest(x, deque, n, without):
+  similar = sorted(
+    (x @ y, p) for p, (y, name, ok) in enumerate(deque) if ok and name != without
+  )
   return {p for _, p in similar[-n:]}
 
 
@@ -83,7 +85,9 @@ def loop(options, online, ema, batch, deques, t=0.2):
       row = lse - own
       if options.get("positives"):
         n = options["positives"]
-        near = nearest(y, deques[b], n) & nearest(k[a][i], deques[a], n)
+        without = batch["id"][i] if options.get("negatives") == "ids" else None
+        near = nearest(y, deques[b], n, without)
+        near &= nearest(k[a][i], deques[a], n, without)
         row += sum(lse - x @ deques[b][p][0] / t for p in near)
       if options.get("key_anchor"):
         lse, own = term(options, x, y, y, i, k, b, deques, batch, t)
@@ -99,7 +103,7 @@ OPTIONS = [
   dict(queue=K, negatives="ids", symmetric=False),
   dict(queue=0),
   dict(queue=K, in_batch=False, hard=3, skip=1, key_anchor=0.5),
-  dict(queue=K, positives=5, in_batch=False),
+  dict(queue=K, positives=5, in_batch=False, negatives="ids"),
 ]
 
 
