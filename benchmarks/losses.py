@@ -55,7 +55,8 @@ def compiled(loss: Any, b: int, d: int, mesh: jax.sharding.Mesh) -> Any:
   split = jax.NamedSharding(mesh, P(BATCH_AXES))
   with jax.set_mesh(mesh):
     z, batch = loss_inputs.abstract(loss, b, d, split)
-    params = jax.eval_shape(loss.init, jax.random.key(0))
+    # The key is made in the trace too: a mesh of described devices can run nothing.
+    params = jax.eval_shape(lambda: loss.init(jax.random.key(0)))
     step = jax.jit(
       jax.value_and_grad(lambda p, z, batch: loss(p, z, batch)[0], argnums=(0, 1)),
       out_shardings=(None, (None, split)),

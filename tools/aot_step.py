@@ -49,7 +49,8 @@ def lower(setup: setup_lib.Setup, evaluate: bool = False) -> Any:
     state = setup.abstract_state()
     if not evaluate:
       return setup.train_step().lower(state, batch)
-    embed = context_lib.embedder(step_lib.eval_encode(setup.towers))
+    encode = step_lib.eval_encode(setup.towers, setup.objective)
+    embed = context_lib.embedder(encode)
     return jax.jit(embed).lower(state.params, batch)
 
 

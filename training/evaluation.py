@@ -51,7 +51,7 @@ def build(setup, workdir: str) -> list[Scheduled]:
   """
   context = context_lib.Context(
     mesh=setup.mesh,
-    encode=step_lib.eval_encode(setup.towers),
+    encode=step_lib.eval_encode(setup.towers, setup.objective),
     config=setup.config,
     workdir=workdir,
   )

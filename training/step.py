@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from model.encoders import routes
+from model.objectives import embedding
 from model.types import Array, Batch, Encoded, Metrics, Params
 from training.optimizer import frozen_mask
 from training.state import TrainState
@@ -202,17 +203,24 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
   return run
 
 
-def eval_encode(towers):
+def eval_encode(towers, objective=None):
   """Returns encode(params, batch) -> ({modality: Encoded}, aux), without noise.
 
   Its aux also says where each token went; see `model.encoders.routes`.
+
+  Args:
+    towers: model.encoders.towers.Towers.
+    objective: whose heads are on top, where they make the embedding.
   """
 
   def encode(params, batch: Batch) -> tuple[dict[str, Encoded], Metrics]:
     (encoded, aux), sown = towers.apply(
       {"params": params["towers"]}, batch, train=False, mutable=["intermediates"]
     )
-    return encoded, aux | routes.routes(towers, encoded, sown.get("intermediates", {}))
+    aux |= routes.routes(towers, encoded, sown.get("intermediates", {}))
+    if objective is not None:
+      encoded = embedding.embed(objective, params["objective"], encoded)
+    return encoded, aux
 
   return encode
 

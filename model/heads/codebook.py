@@ -13,7 +13,7 @@ codes: the more codes, the higher T that leaves a given share of them in use.
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -45,6 +45,8 @@ class Head:
     block: codes at a time, so that "max" holds f32[b, n, block] and not [b, n, M]; the
       backward pass makes each block again.
   """
+
+  embeds: ClassVar[bool] = True  # evaluation reads what leaves this head
 
   codes: int = 16_384
   width: int = 512

@@ -11,7 +11,7 @@ sqrt(d) unit vectors.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -30,6 +30,8 @@ class Head:
     hidden: width of the attention over tokens; 0: half of the tokens'.
     log_var: at the start.
   """
+
+  embeds: ClassVar[bool] = True  # evaluation reads what leaves this head
 
   draws: int = 7
   hidden: int = 0

@@ -82,6 +82,11 @@ class Objective:
     object.__setattr__(self, "inner", inner)
 
   @property
+  def topped(self) -> parts.Heads:
+    """Returns the heads."""
+    return self.inner.topped
+
+  @property
   def reads(self) -> tuple[str, ...]:
     """Returns the keys of the batch that the losses need and that are not made here."""
     made = {
