@@ -20,8 +20,13 @@ class Split:
   test_label: np.ndarray
 
 
-def load(seed: int, train: int = 1200) -> Split:
+def load(seed: int, train: int = 1200, clutter: float = 0.0) -> Split:
   """Returns a random split by seed: `train` digits to learn from, the others to test.
+
+  Args:
+    seed: of the split and of the clutter.
+    train: digits to learn from.
+    clutter: deviation of a smooth random field that lies over each image, for good.
 
   Raises:
     ValueError: nothing is left to test.
@@ -31,23 +36,31 @@ def load(seed: int, train: int = 1200) -> Split:
   label = data.target.astype(np.int32)
   if not 0 < train < len(label):
     raise ValueError(f"train = {train} must be in 1..{len(label) - 1}")
-  order = np.random.default_rng(seed).permutation(len(label))
+  rng = np.random.default_rng(seed)
+  if clutter:
+    image = image + clutter * fields(rng.normal(size=(len(label), 3, 3)))
+  order = rng.permutation(len(label))
   a, b = order[:train], order[train:]
   return Split(image[a], label[a], image[b], label[b])
 
 
-def two_views(batch: Batch, key: Array, **options) -> Batch:
-  """Returns batch with two views of "image", "image_1" and "image_2", in its place.
+def fields(coarse):
+  """Returns f32[n, 8, 8, 1]: [n, 3, 3] between whose values is interpolated."""
+  at = np.linspace(0, 2, 8)
+  weight = np.maximum(1 - np.abs(at[:, None] - np.arange(3)[None, :]), 0)
+  weight = weight.astype(np.float32)
+  return (weight @ coarse.astype(np.float32) @ weight.T)[..., None]
+
+
+def views(batch: Batch, key: Array, count: int = 2, **options) -> Batch:
+  """Returns batch with views of "image", "image_1", "image_2" ..., in its place.
 
   Options: those of `view`.
   """
-  first, second = jax.random.split(key)
-  rest = {k: v for k, v in batch.items() if k != "image"}
-  views = {
-    "image_1": view(batch["image"], first, **options),
-    "image_2": view(batch["image"], second, **options),
-  }
-  return rest | views
+  made = {k: v for k, v in batch.items() if k != "image"}
+  for i, one in enumerate(jax.random.split(key, count)):
+    made[f"image_{i + 1}"] = view(batch["image"], one, **options)
+  return made
 
 
 def view(
@@ -57,6 +70,7 @@ def view(
   noise: float = 0.2,
   contrast: float = 0.0,
   erase: int = 0,
+  clutter: float = 0.0,
 ) -> Array:
   """Returns one random view of each image f32[b, h, w, c].
 
@@ -67,9 +81,10 @@ def view(
     noise: deviation added to each pixel.
     contrast: factors from 1 - contrast to 1 + contrast.
     erase: side of a square that is set to 0.
+    clutter: deviation of a smooth random field, for 8 x 8 images.
   """
   b, h, w, c = image.shape
-  keys = jax.random.split(key, 4)
+  keys = jax.random.split(key, 5)
   place = jax.random.randint(keys[0], (b, 2), 0, 2 * shift + 1)
   padded = jnp.pad(image, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
   cut = jax.vmap(
@@ -87,4 +102,7 @@ def view(
     inside = (at >= 0) & (at < erase)
     hole = inside[:, 0, :, None] & inside[:, 1, None, :]
     image = jnp.where(hole[..., None], 0.0, image)
+  if clutter:
+    coarse = jax.random.normal(keys[4], (b, 3, 3))
+    image = image + clutter * fields(coarse)
   return image + noise * jax.random.normal(keys[3], image.shape)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from model.types import Array, Batch, Encoded, Metrics, Params
 from training import optimizer, state, step
 
 Recipe = Mapping[str, Any]
+TUNING_SEEDS = (100, 101)
 Prepare = Callable[..., Batch]  # (batch, key, **recipe["prepare"]) -> batch
 
 
@@ -38,6 +40,8 @@ class Tower:
     hidden: widths of the layers that see each element by itself; their last output are
       the tokens. () leaves the elements as they are.
     head: hidden widths between the mean of the tokens and the embedding.
+    project: whether a linear layer leads to the embedding; else it is what came before,
+      such as the array itself: a tower that is frozen already.
     shares: the tower whose weights this one uses too; "": its own. So do two views.
   """
 
@@ -45,6 +49,7 @@ class Tower:
   conv: tuple[int, ...] = ()
   hidden: tuple[int, ...] = (128,)
   head: tuple[int, ...] = ()
+  project: bool = True
   shares: str = ""
 
 
@@ -69,7 +74,9 @@ class Body(nn.Module):
     pooled = jnp.sum(jnp.where(real[:, :, None], x, 0.0), axis=1) / count
     for width in self.tower.head:
       pooled = nn.gelu(nn.Dense(width)(pooled))
-    return Encoded(nn.Dense(self.dim)(pooled), x, real)
+    if self.tower.project:
+      pooled = nn.Dense(self.dim)(pooled)
+    return Encoded(pooled, x, real)
 
 
 class Towers(nn.Module):
@@ -190,8 +197,11 @@ def train(
   spec = {k: recipe[k] for k in keys}
   spec |= {k: recipe.get(k, d) for k, d in (("frozen", ()), ("ema", 0.0))}
   run, apply, objective = _program(json.dumps(spec, sort_keys=True), prepare)
-  key = jax.random.key(recipe["seed"])
-  params, history = run(key, {k: jnp.asarray(v) for k, v in arrays.items()})
+  order = _order(recipe["seed"], rows, recipe["batch"], recipe["steps"])
+  given = {k: jnp.asarray(v) for k, v in arrays.items()}
+  # Views have keys of a generator that compiles in half of the time of threefry's.
+  keys = (jax.random.key(recipe["seed"], impl=i) for i in (None, "unsafe_rbg"))
+  params, history = run(*keys, given, jnp.asarray(order))
   kept = {k: np.asarray(v) for k, v in history.items()}
   if not np.isfinite(kept["loss"][-1]):
     raise ValueError(f"the loss is {kept['loss'][-1]} at the end")
@@ -200,7 +210,7 @@ def train(
 
 @functools.cache
 def _program(spec: str, prepare: Prepare | None):
-  """Returns (run(key, arrays) -> (params, history), apply, objective)."""
+  """Returns run(key, view key, arrays, order), apply(params, batch), the objective."""
   r = json.loads(spec)
   towers = Towers(tuple(_tower(t) for t in r["towers"]), r["dim"])
   options = {"name": "contrastive"} | r["objective"]
@@ -224,64 +234,82 @@ def _program(spec: str, prepare: Prepare | None):
     params = {"towers": params, "objective": own}
     return state.create(run_key, params, first, tx, bool(config.ema))
 
-  def run(key: Array, arrays: Batch):
-    start_key, order_key, view_key = jax.random.split(key, 3)
-    order = _order(order_key, len(next(iter(arrays.values()))), r["batch"], r["steps"])
-
-    def body(now, i):
-      batch = {k: v[order[i]] for k, v in arrays.items()}
+  def run(key: Array, view_key: Array, arrays: Batch, order: Array):
+    def body(now, item):
+      i, rows = item
+      batch = {k: v[rows] for k, v in arrays.items()}
       now, metrics = one(now, ready(batch, jax.random.fold_in(view_key, i)))
       return now, {k: v for k, v in metrics.items() if v.ndim == 0}
 
     first = {k: v[: r["batch"]] for k, v in arrays.items()}
-    state = start(start_key, ready(first, view_key))
-    last, history = jax.lax.scan(body, state, jnp.arange(r["steps"]))
+    begin = start(key, ready(first, view_key))
+    last, history = jax.lax.scan(body, begin, (jnp.arange(r["steps"]), order))
     return last.params, history
 
   def apply(params: Params, batch: Batch):
     return towers.apply({"params": params}, batch)[0]
 
-  return jax.jit(run), jax.jit(apply), objective
+  return jax.jit(run, compiler_options=_quickly()), jax.jit(apply), objective
+
+
+def _quickly() -> dict[str, Any]:
+  # Compiling takes longer than running: 5 s instead of 8, and the program is as fast.
+  flag = "xla_backend_optimization_level"
+  return {} if flag in os.environ.get("XLA_FLAGS", "") else {flag: 1}
 
 
 def _tower(fields: Mapping[str, Any]) -> Tower:
   return catalogue.build(Tower, fields, "recipe.towers")
 
 
-def _order(key: Array, rows: int, batch: int, steps: int) -> Array:
+def _order(seed: int, rows: int, batch: int, steps: int) -> np.ndarray:
   """Returns i32[steps, batch]: whole batches of one random order of rows per epoch."""
-  per = rows // batch
-  keys = jax.random.split(key, -(-steps // per))
-  orders = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
-  return orders[:, : per * batch].reshape(-1, batch)[:steps]
+  # On the host: a sort takes XLA longer to compile than all the rest.
+  rng, per = np.random.default_rng((seed, rows)), rows // batch
+  orders = [rng.permutation(rows)[: per * batch] for _ in range(-(-steps // per))]
+  return np.concatenate(orders).reshape(-1, batch)[:steps].astype(np.int32)
 
 
 def tune(
-  measure: Callable[[Recipe], float],
-  settings: Callable[..., Recipe],
-  arms: Sequence[str],
-  grid: Mapping[str, Sequence[Any]],
-  seeds: Sequence[int],
-) -> dict[str, dict[str, Any]]:
-  """Returns arm -> the options of `grid` whose mean over the seeds is the greatest.
+  claim: Any, say: Callable[[str], None] = print
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+  """Returns (arm -> the best options of the grid, a line on each arm's grid).
 
-  Every arm is given the same grid. Prints all means: they belong into `choice`.
+  Every arm is given the same grid, on seeds that are not the claim's.
 
   Args:
-    measure: recipe -> figure of merit.
-    settings: (arm, seed, **options) -> recipe.
-    arms: to tune.
-    grid: option -> values; all combinations are tried.
-    seeds: others than the claim's.
+    claim: a module of benchmarks/claims with ARMS, settings(arm, seed, **options),
+      measure, GRID (option -> values; all combinations are tried) and MERIT, the
+      figures whose mean over the seeds decides.
+    say: is given each line.
   """
-  chosen = {}
-  for arm in arms:
+  chosen, lines = {}, []
+  for arm in claim.ARMS:
     found: dict[tuple[Any, ...], float] = {}
-    for values in itertools.product(*grid.values()):
-      options = dict(zip(grid, values))
-      figures = [measure(settings(arm, seed, **options)) for seed in seeds]
-      found[values] = float(np.mean(figures))
-      print(f"{arm} {options}: {found[values]:.4f}", flush=True)
+    for values in itertools.product(*claim.GRID.values()):
+      options = dict(zip(claim.GRID, values))
+      runs = [claim.measure(claim.settings(arm, s, **options)) for s in TUNING_SEEDS]
+      found[values] = float(
+        np.mean([[r.figures[m] for m in claim.MERIT] for r in runs])
+      )
     best, _ = max(found.items(), key=lambda item: item[1])
-    chosen[arm] = dict(zip(grid, best))
-  return chosen
+    chosen[arm] = dict(zip(claim.GRID, best))
+    each = ", ".join(f"{_words(v)}: {x:.3f}" for v, x in found.items())
+    lines.append(f"{arm}: {each}")
+    say(lines[-1])
+  return chosen, lines
+
+
+def choice(claim_grid: Mapping[str, Sequence[Any]], merit: Sequence[str], tried):
+  """Returns a Claim's `choice`: how `tune` chose, and its lines."""
+  names = " and ".join(k.replace("_", " ") for k in claim_grid)
+  aim = (
+    f"Every arm was given the same grid of {names} on seeds "
+    f"{' and '.join(map(str, TUNING_SEEDS))}, and has what gave the greatest mean of "
+    f"{' and '.join(merit)}, which follow the values:"
+  )
+  return dict(aim=aim, pilots=list(tried))
+
+
+def _words(values: tuple[Any, ...]) -> str:
+  return " / ".join(f"{v:g}" for v in values)

@@ -31,14 +31,14 @@ def linear(train: Labelled, test: Labelled, ridge: float = 1e-2) -> float:
   """
   (x, y), (queries, truth) = train, test
   one_hot = np.eye(int(y.max()) + 1)[y]
-  return float((_ridge(x, one_hot, queries, ridge).argmax(axis=1) == truth).mean())
+  return float((predict(x, one_hot, queries, ridge).argmax(axis=1) == truth).mean())
 
 
 def r2(train: Labelled, test: Labelled, ridge: float = 1e-2) -> float:
   """Returns R^2 of ridge regression to y f32[n] or [n, k], mean over columns, >= -1."""
   (x, y), (queries, truth) = train, test
   y, truth = y.reshape(len(y), -1), truth.reshape(len(truth), -1)
-  left = ((_ridge(x, y, queries, ridge) - truth) ** 2).mean(axis=0)
+  left = ((predict(x, y, queries, ridge) - truth) ** 2).mean(axis=0)
   return float(np.maximum(1 - left / truth.var(axis=0), -1.0).mean())
 
 
@@ -68,7 +68,11 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
   return float(((below + upto) / 2).mean() / len(negative))
 
 
-def _ridge(x, y, queries, ridge: float) -> np.ndarray:
+def predict(x, y, queries, ridge: float = 1e-2) -> np.ndarray:
+  """Returns f64[m, k]: ridge regression of y [n, k] on x [n, d], at queries [m, d].
+
+  `ridge` is in units of the mean square of a standardised feature.
+  """
   mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
   a, q = ((v.astype(np.float64) - mean) / deviation for v in (x, queries))
   gram = a.T @ a + ridge * len(a) * np.eye(a.shape[1])
