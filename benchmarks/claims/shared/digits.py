@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sklearn.datasets
 
 from model.types import Array, Batch
 
@@ -31,6 +30,8 @@ def load(seed: int, train: int = 1200, clutter: float = 0.0) -> Split:
   Raises:
     ValueError: nothing is left to test.
   """
+  import sklearn.datasets  # of the demo's requirements: others are to do without it
+
   data = sklearn.datasets.load_digits()
   image = (data.images[..., None] / 16).astype(np.float32)
   label = data.target.astype(np.int32)
