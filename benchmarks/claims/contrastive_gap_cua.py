@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from benchmarks.claims.shared import lab, plot, probes
@@ -55,8 +56,12 @@ def twins(x, noise, normal):
 
 def see(batch, key, noise):
   """Returns the batch's "x" as two modalities."""
-  keys = lab.jax.random.split(key, 2)
-  return twins(batch["x"], noise, lambda i, s: lab.jax.random.normal(keys[i], s))
+  keys = jax.random.split(key, 2)
+  return twins(batch["x"], noise, lambda i, shape: jax.random.normal(keys[i], shape))
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+  return rng.normal(size=shape).astype(np.float32)
 
 
 def measure(recipe: lab.Recipe, workdir: str = "") -> Measured:
@@ -67,8 +72,7 @@ def measure(recipe: lab.Recipe, workdir: str = "") -> Measured:
   rng = np.random.default_rng((recipe["seed"], 2))
   new = mixture(TEST, recipe["seed"], 1)
   noise = recipe["prepare"]["noise"]
-  normal = lambda i, s: rng.normal(size=s).astype(np.float32)  # noqa: E731
-  z = trained.embed(twins(new, noise, normal))
+  z = trained.embed(twins(new, noise, lambda _, shape: _normal(rng, shape)))
   a, b = z["a"], z["b"]
   figures = {
     "gap": health.modality_gap(a, b),

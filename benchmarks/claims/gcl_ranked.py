@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from benchmarks.claims.shared import lab, plot
@@ -60,8 +61,8 @@ def world(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def noisy(batch, key, noise):
   """Returns the batch with noise on both sides, new in each step."""
-  keys = lab.jax.random.split(key, 2)
-  noises = (lab.jax.random.normal(k, batch[m].shape) for k, m in zip(keys, PAIRS[0]))
+  keys = jax.random.split(key, 2)
+  noises = (jax.random.normal(k, batch[m].shape) for k, m in zip(keys, PAIRS[0]))
   return batch | {m: batch[m] + noise * x for m, x in zip(PAIRS[0], noises)}
 
 

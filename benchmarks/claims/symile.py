@@ -104,8 +104,8 @@ CLAIM = Claim(
     "from (a, c); in the other c = a, and a is guessed from (b, c). 300 steps of 64 "
     "tuples."
   ),
-  legend="Share of right guesses in each world; 0.5 is chance. There are four inputs to "
-  "guess from, so that a model which knows nothing has 0, 1/4 ... or 1 by luck.",
+  legend="Share of right guesses in each world; 0.5 is chance. There are four inputs "
+  "to guess from, so that what knows nothing has 0, 1/4 ... or 1 by luck.",
   arms=ARMS,
   seeds=(0, 1, 2, 3, 4),
   settings=settings,

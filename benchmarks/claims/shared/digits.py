@@ -53,7 +53,7 @@ def fields(coarse):
   return (weight @ coarse.astype(np.float32) @ weight.T)[..., None]
 
 
-def views(batch: Batch, key: Array, count: int = 2, **options) -> Batch:
+def views(batch: Batch, key: Array, count: int = 2, **options) -> dict[str, Array]:
   """Returns batch with views of "image", "image_1", "image_2" ..., in its place.
 
   Options: those of `view`.

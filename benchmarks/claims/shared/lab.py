@@ -200,8 +200,8 @@ def train(
   order = _order(recipe["seed"], rows, recipe["batch"], recipe["steps"])
   given = {k: jnp.asarray(v) for k, v in arrays.items()}
   # Views have keys of a generator that compiles in half of the time of threefry's.
-  keys = (jax.random.key(recipe["seed"], impl=i) for i in (None, "unsafe_rbg"))
-  params, history = run(*keys, given, jnp.asarray(order))
+  random = (jax.random.key(recipe["seed"], impl=i) for i in (None, "unsafe_rbg"))
+  params, history = run(*random, given, jnp.asarray(order))
   kept = {k: np.asarray(v) for k, v in history.items()}
   if not np.isfinite(kept["loss"][-1]):
     raise ValueError(f"the loss is {kept['loss'][-1]} at the end")

@@ -31,7 +31,7 @@ def recipe(
   views: Mapping[str, Any] | None = None,
   clutter: float = CLUTTER,
   **more: Any,
-) -> lab.Recipe:
+) -> dict[str, Any]:
   """Returns the recipe of a network that all views share.
 
   Args:
