@@ -22,6 +22,7 @@ from benchmarks.claims.shared import page
 from model import catalogue
 
 PACKAGE = "benchmarks.claims"
+DPI = 90  # of the plots, which lie in the repository
 
 
 def keys() -> list[str]:
@@ -77,7 +78,7 @@ def write(key: str, docs: pathlib.Path, records: list) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
   results(key, docs).write_text(json.dumps(result, indent=1) + "\n")
   fig = claim.draw(result)
-  fig.savefig(picture)
+  fig.savefig(picture, dpi=DPI)
   plt.close(fig)
   text.write_text(page.page(result))
   return result

@@ -80,12 +80,12 @@ def run(claim: Claim, folder: pathlib.Path, say=print) -> list[dict[str, Any]]:
     for arm in claim.arms:
       path = folder / f"{arm}_{seed}.json"
       settings = claim.settings(arm, seed)
-      digest = _digest(settings)
+      own = digest(settings)
       record = json.loads(path.read_text()) if path.exists() else {}
-      if record.get("digest") != digest:
+      if record.get("digest") != own:
         say(f"{arm}, seed {seed} ...")
         record = _one(claim, settings, folder / f"{arm}_{seed}")
-        record |= {"arm": arm, "seed": seed, "digest": digest}
+        record |= {"arm": arm, "seed": seed, "digest": own}
         _write(path, record)
       records.append(record)
   return records
@@ -153,7 +153,8 @@ def _summary(figures: list[Mapping[str, float]]) -> dict[str, dict[str, float]]:
   return out
 
 
-def _digest(settings: Any) -> str:
+def digest(settings: Any) -> str:
+  """Returns what tells the settings of a run from any others."""
   text = json.dumps(flat(settings), sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

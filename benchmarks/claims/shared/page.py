@@ -35,7 +35,7 @@ def page(result: Mapping[str, Any]) -> str:
     figures(result),
     f"Mean ± sample deviation over the seeds. {result['legend']}",
   ]
-  if tried:
+  if result["choice"]:
     parts += ["## How the setting was chosen", result["choice"].get("aim", "")]
     parts += ["\n".join(tried)]
   return "\n\n".join(part for part in parts if part) + "\n"
