@@ -27,10 +27,11 @@ from model import catalogue
 from model.losses import pairs as pairing
 from model.losses import reduce
 from model.objectives import memory, parts
+from model.objectives.contrastive import HEADS
 from model.types import Array, Batch, Encode, Metrics, ObjectiveOutput, Params, State
 
 WHERE = "config.objective.options"
-HEADS, LOG_Z = "heads", "log_z"  # their places among parameters, and in the state
+LOG_Z = "log_z"  # its place in the state
 FORMS = ("nce", "softmax")
 EPSILON = 1e-7  # beside K/n, of CMC's code
 

@@ -23,6 +23,7 @@ from model.losses import pairs as pairing
 from model.losses import reduce
 from model.losses import scale as scaling
 from model.objectives import memory, parts
+from model.objectives.contrastive import HEADS
 from model.types import (
   Array,
   Batch,
@@ -34,7 +35,7 @@ from model.types import (
 )
 
 WHERE = "config.objective.options"
-HEADS, PREDICTORS = "heads", "predictors"  # their places among the parameters
+PREDICTORS = "predictors"  # their place among the parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
