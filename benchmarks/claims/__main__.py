@@ -1,4 +1,4 @@
-"""Runs claims: python -m benchmarks.claims KEY ... | --all.
+"""Runs claims: python -m benchmarks.claims KEY ... | --all | --wave 1.
 
 Each writes docs/results/claims/KEY.json, with mean, spread and verdicts, its plot,
 docs/figures/claims/KEY.png, and its page, docs/claims/KEY.md. Interrupted, it goes on
@@ -84,6 +84,19 @@ def write(key: str, docs: pathlib.Path, records: list) -> dict:
   return result
 
 
+def chosen(args: argparse.Namespace) -> list[str]:
+  """Returns the keys that the command line asks for.
+
+  Raises:
+    FileNotFoundError: a wave of which there is no list.
+  """
+  if args.wave:
+    listed = args.docs / "systems" / f"wave{args.wave}.json"
+    rows = {row["key"] for row in json.loads(listed.read_text())}
+    return [key for key in keys() if key in rows]
+  return keys() if args.all else args.keys
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.claims")
@@ -91,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "keys", nargs="*", metavar="KEY", help="files of benchmarks/claims"
   )
   parser.add_argument("--all", action="store_true", help="every claim there is")
+  parser.add_argument("--wave", type=int, help="those of docs/systems/wave<N>.json")
   parser.add_argument("--seeds", type=int, nargs="+", default=[], help="other seeds")
   parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
   parser.add_argument(
@@ -103,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--write", action="store_true", help="from the JSON, without runs"
   )
   args = parser.parse_args(argv)
-  if args.all == bool(args.keys):
-    parser.error(f"name claims or give --all; there are: {', '.join(keys())}")
+  if sum(map(bool, (args.all, args.keys, args.wave))) != 1:
+    parser.error(f"name claims, or --all, or --wave; there are: {', '.join(keys())}")
   logging.set_verbosity(logging.ERROR)  # a collapse is what some arms are there for
   try:
-    for key in keys() if args.all else args.keys:
+    for key in chosen(args):
       if args.write:
         records = json.loads(results(key, args.docs).read_text())["runs"]
       else:

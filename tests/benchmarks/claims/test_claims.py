@@ -97,6 +97,13 @@ def test_page_and_plot_come_from_the_json_without_a_run(tiny, tmp_path, capsys):
   assert claims.main(["tiny", "--write", *words]) == 0
   assert capsys.readouterr().out == printed and len(DONE) == 6
   assert text.read_text() == before
+  assert claims.main(["--wave", "3", *words]) == 1
+  assert "wave3.json" in capsys.readouterr().err
+  (tmp_path / "systems").mkdir()
+  listed = [{"key": "tiny"}, {"key": "not built"}]
+  (tmp_path / "systems" / "wave3.json").write_text(json.dumps(listed))
+  assert claims.main(["--wave", "3", "--write", *words]) == 0
+  assert capsys.readouterr().out == printed
 
 
 def test_one_seed_is_no_claim(tiny, tmp_path, capsys):
@@ -111,7 +118,7 @@ def test_a_misspelt_key_is_answered_with_its_neighbour(tmp_path, capsys):
 
 
 def test_the_command_needs_a_key_or_all(capsys):
-  for words in ([], ["limoe", "--all"]):
+  for words in ([], ["limoe", "--all"], ["--all", "--wave", "1"]):
     with pytest.raises(SystemExit):
       claims.main(words)
     assert "there are: " in capsys.readouterr().err
