@@ -134,7 +134,7 @@ def test_without_anything_dropped_it_is_ntxent(options):
   np.testing.assert_allclose(loss({}, z, batch)[0], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["add_pos", "drop_fn", "drop_fp"])
 def test_one_row_or_none_has_no_loss(mode):
   loss = loss_of(mode)
   f = jax.jit(
