@@ -7,7 +7,8 @@ L = -1/2b sum_ij P_ij log softmax_j(s_ij) - 1/2b sum_ij P_ij log softmax_i(s_ij)
 The mixture is as near to each of its rows as it has of them. A row mixed with itself
 (k(i) = i) is whole: P_ii = 1, where the released code leaves 1 - share. As P has two
 entries in a row, all is made of rows and of partners of rows, and nothing is [b, b]:
-sum_ij P_ij x_j = sum_i share_i x_i + (1 - share_i) x_k(i).
+sum_ij P_ij x_j = sum_i share_i x_i + (1 - share_i) x_k(i). Partners may be on another
+device, so one side, [b, d], is gathered by every strategy.
 
 The view "mix" mixes and says with what; the objective "mixup" goes on to soft targets,
 which are `cwcl` with an exponential kernel.
