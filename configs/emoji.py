@@ -15,6 +15,8 @@ from configs import base
 
 SIZE = 48  # pixels; the drawings have 72
 MEAN, STD = 0.75, 0.35  # of pixel values in 0..1
+# Of config.optimizer.frozen: everything of the image's own tower, its wide path too.
+IMAGE_TOWER = "towers/[a-z]+_image/"
 # Of `get_config(arg)`.
 ARGS = dict(seed=0, runlocal=False, styles=False, tune=False)
 METHOD_ARGS = dict(seed=0, runlocal=False, tune=False)  # of configs/methods

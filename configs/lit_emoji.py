@@ -19,5 +19,5 @@ def get_config(arg: str = ""):
   c = base.get_config()
   emoji.set_model(c)
   c = emoji.finish(c, args, "lit_emoji")
-  c.optimizer.frozen = ("towers/(stem|norm|trunk|pool|project)_image/",)
+  c.optimizer.frozen = (emoji.IMAGE_TOWER,)
   return c

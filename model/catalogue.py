@@ -35,7 +35,7 @@ def find(package: str, name: str, attribute: str) -> Any:
   """
   if not name.isidentifier() or name not in names(package):
     folder = package.replace(".", "/")
-    usable = [n for n in names(package) if _defines(package, n, attribute)]
+    usable = [n for n in names(package) if defines(package, n, attribute)]
     raise ValueError(f"no {name!r} in {folder}/: {near_misses(name, usable)}")
   module = importlib.import_module(f"{package}.{name}")
   if not hasattr(module, attribute):
@@ -72,7 +72,8 @@ def load(package: str, name: str, attribute: str, options: Mapping[str, Any]) ->
   return build(find(package, name, attribute), options, f"{package}.{name}")
 
 
-def _defines(package: str, name: str, attribute: str) -> bool:
+def defines(package: str, name: str, attribute: str) -> bool:
+  """Returns whether the file `name` of a package defines the class `attribute`."""
   # Reads the text rather than importing: an optional dependency of one entry must not
   # break the error message about another.
   folder = pathlib.Path(importlib.import_module(package).__path__[0])

@@ -31,6 +31,8 @@ Rule = tuple[str, Axes]
 DEFAULT: tuple[Rule, ...] = (
   # Sparse layers. The router is small and every chip needs it whole, in f32.
   (r"moe/router/.*", ()),
+  # Adafactor's second moments, factored over the last two dimensions, lack one of them.
+  (r"v_(row|col)/.*moe/experts/\w+/kernel", ("expert", None)),  # [e, w] or [e, m]
   (r"moe/experts/up/kernel", ("expert", "fsdp", "tensor")),  # [e, w, m]
   (r"moe/experts/up/bias", ("expert", "tensor")),  # [e, m]
   (r"moe/experts/down/kernel", ("expert", "tensor", "fsdp")),  # [e, m, w]

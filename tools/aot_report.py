@@ -12,6 +12,7 @@ TWINS = (
   *("recipe", "chips", "model FLOPs", "with empty slots and recomputation"),
   *("compiled, unrolled", "bytes sent", "step bound"),
 )
+LINES = ("recipe", "chips", "what", "MiB sent", "least", "times")
 SHORT = (
   *("recipe", "chips", "batch", "peak GiB of limit", "MiB sent"),
   *("step ms, at least", "examples/s, at most", "MFU, at most"),
@@ -37,15 +38,13 @@ def text(result: Mapping[str, Any]) -> str:
     f"verdict: {r['verdict']}",
   ]
   lines += _memory(r["memory"], r["hbm_limit"]) if "memory" in r else _oom(r["oom"])
-  if "no_text" in r:
-    lines += ["", f"the compiler gave no text of the program: {r['no_text']}"]
   if "estimate" in r:
     lines += ["", *_collectives(r), "", *_estimate(r)]
   return "\n".join(lines)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-  """Returns two markdown tables: a row per result, and `twins`."""
+  """Returns markdown tables: a row per result, `twins`, and `explained`."""
   rows = []
   for r in results:
     mesh = " ".join(f"{axis} {size}" for axis, size in r["mesh"].items() if size > 1)
@@ -57,7 +56,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         *_times(r),
       ]
     )
-  return "\n\n".join(filter(None, [_markdown(HEAD, rows), twins(results)]))
+  tables = [_markdown(HEAD, rows), twins(results), explained(results)]
+  return "\n\n".join(filter(None, tables))
 
 
 def twins(results: Sequence[Mapping[str, Any]]) -> str:
@@ -74,6 +74,26 @@ def twins(results: Sequence[Mapping[str, Any]]) -> str:
     row += ratios
     rows.append(row)
   return _markdown(TWINS, rows) if rows else ""
+
+
+def explained(results: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a table of what sparse train steps send, beside the least, or ""."""
+  rows = []
+  for r in results:
+    if r["step"] != "train" or _dense(r) or "lines" not in r:
+      continue
+    for line in r["lines"]:
+      sent, least = line["sent"], line["least"]
+      if max(sent, least) >= 2**20 / 2:
+        rows.append([_name(r), _chips(r), line["what"], *_beside(sent, least)])
+    total = [sum(line[k] for line in r["lines"]) for k in ("sent", "least")]
+    rows.append([_name(r), _chips(r), "in all", *_beside(*total)])
+  return _markdown(LINES, rows) if rows else ""
+
+
+def _beside(sent: int, least: int) -> list[str]:
+  times = f"{sent / least:.2f}" if least else "-"
+  return [f"{sent / 2**20:,.0f}", f"{least / 2**20:,.0f}", times]
 
 
 def _ratios(r: Mapping[str, Any], twin: Mapping[str, Any]) -> list[str]:
@@ -189,6 +209,10 @@ def _collectives(r: Mapping[str, Any]) -> list[str]:
     lines.append(
       f"  {c['kind']:<19} {c['axes']:<20} x{c['count']:<5} {c['bytes'] / 2**20:10.2f}"
     )
+  lines.append("against the least that any program with this mesh must send (MiB):")
+  for line in r["lines"]:
+    sent, least = (line[k] / 2**20 for k in ("sent", "least"))
+    lines.append(f"  {line['what']:<19} {sent:10.2f} of {least:10.2f}")
   if r["loops_of_unknown_length"]:
     lines.append("  a loop does not tell how often it turns: counted once")
   lines.append("the largest:")

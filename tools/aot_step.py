@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 import re
+import tempfile
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from evaluators import context as context_lib
 from model.encoders import config as encoders
 from model.encoders import count
 from sharding import mesh as meshes
-from tools import hlo_collectives, hlo_text, hlo_traffic, roofline
+from tools import aot_least, hlo_collectives, hlo_text, hlo_traffic, roofline
 from training import chips, clock
 from training import setup as setup_lib
 from training import step as step_lib
@@ -94,7 +95,7 @@ def measure(
   table = count.parameter_table(config.model)
   result["parameters"] = {"total": table.total, "active": table.active}
   try:
-    compiled = lowered.compile()
+    compiled, text = compile_to_text(lowered)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -108,13 +109,27 @@ def measure(
     # One program of one device; loops would be counted once.
     cost = compiled.cost_analysis() or {}
     result["flops"]["compiled"] = cost.get("flops", 0.0) * len(devices)
-  try:
-    text = compiled.as_text()
-  except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as e:
-    return result | {"no_text": str(e)[:300]}  # very large programs have no text
   if hlo:
     pathlib.Path(hlo).write_text(text)
-  return result | _of_text(hlo_text.parse(text), setup, chip, result["flops"])
+  return result | _of_text(hlo_text.parse(text), setup, chip, result)
+
+
+def compile_to_text(lowered: Any) -> tuple[Any, str]:
+  """Returns the compiled program and its text, as the compiler itself writes it down.
+
+  `compiled.as_text()` reads the program back first, and JAX's reader refuses some that
+  the TPU compiler makes: those of sparse steps for v5p.
+
+  Raises:
+    jax.errors.JaxRuntimeError: it does not compile; RESOURCE_EXHAUSTED: nor fit.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    compiled = lowered.compile(compiler_options=dump)
+    written = pathlib.Path(folder).glob("*after_optimizations.txt")
+    largest = max(written, key=lambda path: path.stat().st_size, default=None)
+    # Nothing is written of a program that comes from the compilation cache.
+    return compiled, largest.read_text() if largest else compiled.as_text()
 
 
 def memory(compiled: Any) -> dict[str, int]:
@@ -184,8 +199,9 @@ def _of_text(
   module: hlo_text.Module,
   setup: setup_lib.Setup,
   chip: chips.Chip,
-  work: Mapping[str, float],
+  result: Mapping[str, Any],
 ) -> dict[str, Any]:
+  work = result["flops"]
   devices = list(setup.mesh.devices.flat)
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   found = hlo_collectives.find(module, dict(setup.mesh.shape), slices)
@@ -204,6 +220,7 @@ def _of_text(
     "largest_collectives": [
       {k: dataclasses.asdict(c)[k] for k in keep} for c in largest
     ],
+    "lines": aot_least.lines(setup, found, result["step"]),
     "loops_of_unknown_length": any(not c.known for c in found),
     "hbm_traffic": traffic,
     "estimate": {

@@ -1,7 +1,7 @@
 """Reads compiled HLO text: computations, instructions, and how often each one runs.
 
 Pure: text in, dataclasses out; no XLA. Only what `tools.hlo_collectives` and
-`tools.hlo_traffic` ask for is kept. The text is that of `compiled.as_text()`.
+`tools.hlo_traffic` ask for is kept. The text is that of a compiled module.
 """
 
 from collections.abc import Iterator, Mapping

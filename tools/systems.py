@@ -233,7 +233,8 @@ def taxonomy(known: Sequence[Method], surveys: Iterable[Mapping[str, str]]) -> s
     parts += [f"## {HEADINGS[axis]}", _table([axis, "what it means", "methods"], rows)]
   head = ["method", "query", "key", *AXES]
   rows = [
-    [_link(m), m.query, m.key_side, *(getattr(m, axis) for axis in AXES)] for m in known
+    [_link(m), m.query, m.key_side, *(getattr(m, axis) for axis in AXES)]
+    for m in sorted(known, key=lambda m: m.key)
   ]
   parts += ["## All of it", _table(head, rows)]
   return "\n\n".join(parts) + "\n"

@@ -24,7 +24,7 @@ METHOD = dict(
   key="images, descriptions of groups",
   similarity="cosine",
   family="softmax",
-  negatives="filtered batch",
+  negatives="batch",
   update="end-to-end",
 )
 

@@ -27,5 +27,5 @@ METHOD = dict(
 
 def get_config(arg: str = ""):
   c = emoji.method(arg, "cwcl", ("cwcl", 1.0, dict(pairs=(("image", "text"),))))
-  c.optimizer.frozen = ("towers/(stem|norm|trunk|pool|project)_image/",)
+  c.optimizer.frozen = (emoji.IMAGE_TOWER,)
   return c

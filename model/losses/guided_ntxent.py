@@ -175,29 +175,60 @@ class Loss:
 
   def _second(self, x, y, g, valid, batch) -> tuple[Array, Array]:
     """Returns the scores f32[b] of second positives, -inf if none; and how many err."""
-    how = dict(self._how, valid=valid, exclude="diagonal")
+    how = dict(self._how, valid=valid)
     (own, own_at), (across, across_at) = (
-      reduce.row_top_k(g[0], side, 1, **how) for side in g
+      reduce.row_top_k(g[0], side, 1, exclude="diagonal", **how) for side in g
     )
-    within = (own >= across - _ROUNDING)[:, 0]  # features of the batch: always equal
-    at = jnp.maximum(jnp.where(within, own_at[:, 0], across_at[:, 0]), 0)
-    found = jnp.where(within[:, None], x[at], y[at])
-    score = pairing.positive(x, found) / self.temperature
-    some = ~jnp.isneginf(jnp.maximum(own, across)[:, 0])
-    wrong = jnp.float32(0)
-    if self.label:
-      label = batch[self.label]
-      wrong = pairing.masked_mean(
-        (label != label[at]).astype(jnp.float32), valid & some
+    own, across = own[:, 0], across[:, 0]
+    within = own >= across - _ROUNDING  # features of the batch: always equal
+    places = jnp.arange(own.shape[0], dtype=jnp.int32)
+    label = batch[self.label] if self.label else jnp.zeros_like(places)
+    score, errs = jnp.zeros_like(own), jnp.zeros_like(own)
+    # Scored once more rather than looked up, which would gather a whole side.
+    for other, taken, at in ((x, within, own_at), (y, ~within, across_at)):
+      found = (jnp.where(taken, at[:, 0], -1), places)
+      more = reduce.pair_sum(
+        _chosen,
+        x,
+        other,
+        1 / self.temperature,
+        positive=found,
+        given=_apart(label),
+        **how,
       )
+      score, errs = score + more[0], errs + more[1]
+    some = ~jnp.isneginf(jnp.maximum(own, across))
+    wrong = pairing.masked_mean(errs, valid & some & (label >= 0))
     return jnp.where(some, score, -jnp.inf), wrong
 
   def _sure(self, similarity: Array, valid: Array) -> Array:
     """Returns bool[b]: valid rows but for those of least similarity."""
-    order = jnp.argsort(jnp.where(valid, similarity, jnp.inf))
-    rank = jnp.argsort(order).astype(jnp.float32)
+    one = jnp.ones_like(similarity)
+    rank = reduce.pair_sum(
+      _is_less,
+      jnp.stack([one, -similarity], axis=1),
+      jnp.stack([similarity, one], axis=1),
+      1.0,
+      valid=valid,
+      **self._how,
+    )
     rows = jnp.sum(valid.astype(jnp.float32))
     return valid & (rank >= jnp.floor(self._ratio * rows + _ROUNDING))
+
+
+def _apart(label: Array) -> tuple[Array, Array]:
+  """Returns f32[b, 3] twice, whose products are (l_i - l_j)^2: exact up to 2,000."""
+  l = label.astype(jnp.float32)
+  one = jnp.ones_like(l)
+  return jnp.stack([l * l, -2 * l, one], 1), jnp.stack([one, l, l * l], 1)
+
+
+def _chosen(s: Array, chosen: Array, apart: Array) -> tuple[Array, Array]:
+  return jnp.where(chosen, s, 0.0), jnp.where(chosen & (apart > 0.5), 1.0, 0.0)
+
+
+def _is_less(s: Array, own: Array) -> Array:
+  return jnp.where(~own & (s < 0), 1.0, 0.0)
 
 
 def _across(s: Array, partner: Array, beyond: Array) -> Array:

@@ -19,7 +19,6 @@ Strategies, with b rows a, b columns, and p devices that share the batch:
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 from model.losses import reductions, sets
 from model.losses.reductions import Side
 from model.losses.sets import Set
-from model.types import BATCH_AXES, Array
+from model.types import Array
 
 STRATEGIES = ("auto", "dense", "tiled", "ring")
 GATHER_BYTES = 256 * 2**20  # per device; 87k columns of 768 f32
@@ -240,13 +239,7 @@ def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
     raise ValueError(f"strategy = {strategy!r} must be one of {STRATEGIES}")
   if tile is not None and tile < 1:
     raise ValueError(f"tile = {tile} must be at least 1")
-  mesh = jax.sharding.get_abstract_mesh()
-  size = dict(mesh.shape)
-  axes = tuple(x for x in BATCH_AXES if size.get(x, 1) > 1)
-  kinds = dict(zip(mesh.axis_names, mesh.axis_types))
-  if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
-    raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
-  shards = math.prod(size[x] for x in axes)
+  axes, shards = reductions.batch_axes()
   n = col.valid.shape[0]
   rows = -(-row.valid.shape[0] // shards)
   each = sets.numbers_per_pair(row.x, col.x)

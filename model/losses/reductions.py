@@ -10,6 +10,7 @@ Axis letters: b rows, c columns of the tile at hand, d embedding.
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from model.losses import sets
 from model.losses.sets import dot
-from model.types import Array
+from model.types import BATCH_AXES, Array
 
 
 class Side(NamedTuple):
@@ -47,6 +48,21 @@ def same(row: Side, col: Side) -> Array:
 def scores(row: Side, col: Side, scale: Array, bias: Array) -> Array:
   """Returns f32[b, c]: scale * a . b + bias, or of sets what `sets` says of them."""
   return sets.products(row.x, col.x) * scale + bias
+
+
+def batch_axes() -> tuple[tuple[str, ...], int]:
+  """Returns the axes of the ambient mesh that split the batch, and into how many parts.
+
+  Raises:
+    ValueError: inside a shard_map over them, where there is no global batch.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  size = dict(mesh.shape)
+  axes = tuple(x for x in BATCH_AXES if size.get(x, 1) > 1)
+  kinds = dict(zip(mesh.axis_names, mesh.axis_types))
+  if any(kinds[x] == jax.sharding.AxisType.Manual for x in axes):
+    raise ValueError(f"call losses on the global batch, outside shard_map over {axes}")
+  return axes, math.prod(size[x] for x in axes)
 
 
 def scatter(x: Array, axes: tuple[str, ...]) -> Array:

@@ -19,7 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from model.losses import pairs as pairing
-from model.losses import reduce
+from model.losses import permute, reduce
 from model.losses import scale as scaling
 from model.types import Array, Batch, Metrics, Params
 
@@ -87,7 +87,7 @@ class Loss:
       if self.tuples == "all":
         total = self._all(z[anchor], others[0], others[1:], scale, valid)
       else:
-        columns = shuffled(others, batch, valid)
+        columns = shuffled(others, batch, valid, self.strategy)
         far = self._lse(z[anchor], columns, scale, valid, exclude="diagonal")
         total = pairing.log_total(far, scale * positive)
       term = pairing.masked_mean(total - scale * positive, valid)
@@ -116,7 +116,9 @@ class Loss:
     return lax.scan(step, start, (rest[0], valid))[0]
 
 
-def shuffled(others: list[Array], batch: Batch, valid: Array) -> Array:
+def shuffled(
+  others: list[Array], batch: Batch, valid: Array, strategy: str = "auto"
+) -> Array:
   """Returns [b, d]: products of one row of each array, no two of them the same row.
 
   The k-th array is moved by k places along the order of hashed ids, over the valid
@@ -129,7 +131,7 @@ def shuffled(others: list[Array], batch: Batch, valid: Array) -> Array:
   count = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1)
   product = others[0]
   for k, x in enumerate(others[1:], 1):
-    product = product * x[order[(place + k) % count]]
+    product = product * permute.take(x, order[(place + k) % count], strategy=strategy)
   return product
 
 

@@ -43,7 +43,8 @@ class Objective:
   count, and metrics["bank/outside"] is their share.
 
   Attributes:
-    rows: n, of the bank: more than every id of the data.
+    rows: n, of the bank: more than every id of the data. Rows of ids that there are not
+      stay as they were drawn, negatives like others.
     pairs: of views or modalities; the loss is the mean over pairs and directions. All
       pairs are CMC's full graph, all with one of them its core view. A name with itself
       is instance discrimination.

@@ -200,7 +200,7 @@ class Objective:
       rows = total - own
       if self.positives and queued is not None:
         both = queued, memory.columns(held[a])
-        rows += self._more_positives(q[a], (k[b], k[a]), both, total, scale)
+        rows += self._more_positives(q[a], (k[b], k[a]), both, total, scale, batch)
       if self.key_anchor:
         others = self._others(k[b], k[b], queued, scale, batch)
         rows += self.key_anchor * (pairing.log_total(own, *others) - own)
@@ -220,18 +220,16 @@ class Objective:
     batch: Batch,
   ) -> Iterator[Array]:
     """Yields f32[b], the logsumexp over negatives, of each of their sources."""
-    by_id = self.negatives == "ids"
-    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     if self.in_batch:
       valid = pairing.valid_rows(batch, keys.shape[0])
       exclude = pairing.no_negatives(batch, self.negatives)
+      how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
       yield reduce.row_logsumexp(
         anchor, keys, scale, valid=valid, exclude=exclude, **how
       )
     if queued is None:
       return
-    how |= dict(valid=queued.valid)
-    how |= dict(exclude=(pairing.ids(batch), queued.ids) if by_id else None)
+    how = self._counted(queued, batch)
     if not self.hard:
       yield reduce.row_logsumexp(anchor, queued.keys, scale, **how)
       return
@@ -249,17 +247,24 @@ class Objective:
     queued: tuple[memory.Columns, memory.Columns],
     total: Array,
     scale: Array,
+    batch: Batch,
   ) -> Array:
     """Returns f32[b]: the sum of -log softmax over what is near on both sides."""
-    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     place, other = (
-      reduce.row_top_k(x, c.keys, self.positives, valid=c.valid, **how)[1]
+      reduce.row_top_k(x, c.keys, self.positives, **self._counted(c, batch))[1]
       for x, c in zip(keys, queued)
     )
     near = jnp.any(place[:, :, None] == other[:, None, :], axis=-1) & (place >= 0)
     chosen = jnp.take(queued[0].keys, place, axis=0, mode="clip")
     s = scale * jnp.einsum("bd,bkd->bk", query, chosen, precision="highest")
     return jnp.sum(jnp.where(near, total[:, None] - s, 0.0), axis=1)
+
+  def _counted(self, queued: memory.Columns, batch: Batch) -> dict[str, Any]:
+    """Returns the options of `reduce` for the keys of a queue that count."""
+    by_id = self.negatives == "ids"
+    exclude = (pairing.ids(batch), queued.ids) if by_id else None
+    how = dict(strategy=self.strategy, tile=self.tile)
+    return dict(valid=queued.valid, exclude=exclude, **how)
 
   def _enqueue(self, state: State, k: Mapping[str, Array], batch: Batch) -> State:
     queues = {}

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import emoji
+from configs import emoji, lit_emoji
+from configs.methods import cwcl
 from input_pipeline import pipeline
 from model import catalogue
 from tests.entry import runs
 from tools import systems
+from training import optimizer
 from training import setup as setup_lib
 from training import step as step_lib
 
@@ -72,7 +74,8 @@ def test_its_step_fits_its_data(name, folder):
   assert not missing, "transforms make what the losses read"
   # A loss has its gradient from the contract tests, and every loss the same update: the
   # whole step is traced, at thrice the time, where more than the loss is the recipe's.
-  whole = config.objective.name != "contrastive" or config.optimizer.frozen
+  more = config.objective.options.get("teacher") or config.optimizer.frozen
+  whole = config.objective.name != "contrastive" or more
   with jax.set_mesh(s.mesh):
     state, given = s.abstract_state(), s.put(batch)
     if whole:
@@ -102,6 +105,19 @@ def test_languages_are_modalities_of_the_same_example(folder):
   assert "retrieval_de" in {o.get("name") for _, _, o in config.evaluators}
 
 
+@pytest.mark.parametrize("recipe", [cwcl, lit_emoji])
+def test_a_frozen_tower_is_frozen_whole(recipe):
+  config = recipe.get_config("runlocal")
+  config.mesh.data = 1
+  s = setup_lib.build(config, devices=jax.devices()[:1])
+  with jax.set_mesh(s.mesh):
+    params = s.abstract_state().params
+  names = jax.tree.leaves(optimizer.paths(params))
+  frozen = jax.tree.leaves(optimizer.frozen_mask(config.optimizer, params))
+  assert {n for n, f in zip(names, frozen) if f} == {n for n in names if "_image" in n}
+  assert any("wide_image" in n for n in names)
+
+
 def test_another_name_is_put_in_the_place_of_a_transform():
   config = emoji.method("", "x")
   before = [name for name, _ in config.data.transforms]
@@ -123,4 +139,5 @@ def test_it_runs(name, tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   assert sorted(runs.losses(tmp_path)) == list(range(1, 9))
   text = (pathlib.Path(tmp_path) / "metrics.jsonl").read_text()
-  assert "eval/retrieval/i2t_r1" in text and "eval/zero_shot/group_top1" in text
+  for file, _, options in module(name).get_config("runlocal").evaluators:
+    assert f"eval/{options.get('name', file)}/" in text

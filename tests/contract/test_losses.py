@@ -12,61 +12,21 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from model import catalogue
-from model.types import BATCH_AXES, MESH_AXES, Encoded
+from benchmarks import loss_inputs
+from model.types import BATCH_AXES, MESH_AXES
 
 MESH = (2, 2, 2, 1)
 B, D, DROPPED = 24, 16, 5
-TOKENS = 3
-
-
-def discovered():
-  package = "model.losses"
-  return [n for n in catalogue.names(package) if catalogue._defines(package, n, "Loss")]
-
-
-NAMES = discovered()
+NAMES = loss_inputs.names()
+modalities, teachers = loss_inputs.modalities, loss_inputs.teachers
 
 
 def build(name, **options):
-  """The loss with its defaults; parameters as wide as an embedding ask for `dim`."""
-  fields = dataclasses.fields(catalogue.find("model.losses", name, "Loss"))
-  if any(f.name == "dim" for f in fields):
-    options = {"dim": D, **options}
-  return catalogue.load("model.losses", name, "Loss", options)
-
-
-def modalities(loss):
-  """What the loss says it compares: `modalities`, or else `pairs` of them."""
-  pairs = getattr(loss, "pairs", (("image", "text"),))
-  return sorted({*getattr(loss, "modalities", (m for pair in pairs for m in pair))})
-
-
-def teachers(loss):
-  """What it reads of z without gradient."""
-  return set(getattr(loss, "teachers", ()))
+  return loss_inputs.build(name, D, **options)
 
 
 def embeddings(loss, b=B):
-  """Unit vectors, or sets of them, that share a signal, as after some training.
-
-  A loss over `tokens` gets those `fields` of Encoded that it names; by default, tokens.
-  """
-  rng = np.random.default_rng(0)
-  sets = getattr(loss, "tokens", False)
-  shape = (b, TOKENS, D) if sets else (b, D)
-  common = rng.normal(size=shape)
-  z = {}
-  for m in sorted({*modalities(loss), *teachers(loss)}):
-    x = common + rng.normal(size=shape)
-    x = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-    if not sets:
-      z[m] = x
-      continue
-    known = dict(pooled=x.mean(1), tokens=x, log_var=np.log(x.var(1)))
-    read = getattr(loss, "fields", ("tokens",))
-    z[m] = Encoded(**{"pooled": None} | {k: known[k] for k in read})
-  return z
+  return loss_inputs.embeddings(loss, b, D)
 
 
 def _like(keep, x):
@@ -90,23 +50,7 @@ def batch_rows(batch, index):
 
 
 def batch_of(loss, b=B):
-  """Whatever else the loss says that it `reads` is a positive number of each row.
-
-  But for names that say what they are: label_<name> is a class, -1 if unlabelled, and
-  <name>_partner the place of another row, -1 if there is none.
-  """
-  index = np.arange(b, dtype=np.int32)
-  batch = {"valid": np.ones(b, bool), "id": index, "label": index % 5}
-  numbers = np.random.default_rng(5).uniform(1, 100, b).astype(np.float32)
-  for key in getattr(loss, "reads", ()):
-    if key.startswith("label_"):
-      batch[key] = np.where(index % 7 == 3, -1, index % 5).astype(np.int32)
-    elif key.endswith("_partner"):
-      other = np.random.default_rng(6).permutation(index)
-      batch[key] = np.where(index % 3 == 1, -1, other).astype(np.int32)
-    else:
-      batch.setdefault(key, numbers)
-  return batch
+  return loss_inputs.batch_of(loss, b)
 
 
 def parameters(loss):

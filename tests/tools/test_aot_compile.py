@@ -16,6 +16,7 @@ from sharding import mesh as meshes
 from tests import small
 from tools import (
   aot_compile,
+  aot_least,
   aot_report,
   aot_step,
   hlo_collectives,
@@ -110,14 +111,18 @@ def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
   slots = 4 * 8 * 12 // 8  # on one device
   one = slots * 16 * 4 * 3 // 4  # bytes that leave it: width 16, f32, 3 of 4 devices
   for evaluate, times in ((False, 4), (True, 2)):
-    compiled = aot_step.lower(setup, evaluate).compile()
-    module = hlo_text.parse(compiled.as_text())
-    table = hlo_collectives.by_kind_and_axes(
-      hlo_collectives.find(module, dict(setup.mesh.shape))
-    )
+    _, text = aot_step.compile_to_text(aot_step.lower(setup, evaluate))
+    module = hlo_text.parse(text)
+    found = hlo_collectives.find(module, dict(setup.mesh.shape))
+    table = hlo_collectives.by_kind_and_axes(found)
     moved = sum(s for (kind, a), (_, s) in table.items() if "to-all" in kind)
     assert moved == times * one, table
     assert ("all-reduce", "data+expert") in table  # the global entropy's mean
+    told = aot_least.lines(setup, found, "eval" if evaluate else "train")
+    sent, least = ({x["what"]: x[k] for x in told} for k in ("sent", "least"))
+    assert sum(sent.values()) == sum(c.total for c in found)
+    # 12 slots for 10 tokens.
+    assert sent["exchange"] == moved and least["exchange"] * 12 == moved * 10
 
 
 @pytest.mark.parametrize(("remat", "products"), [("dots", 6), ("full", 7)])

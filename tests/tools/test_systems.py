@@ -60,6 +60,11 @@ def test_every_recipe_has_its_row_and_every_paper_of_the_wave_its_place(made):
       assert f"configs/methods/{row['key']}.py" in built, row["key"]
 
 
+def test_every_claim_has_a_row():
+  claims = {p.stem for p in (systems.ROOT / "docs/results/claims").glob("*.json")}
+  assert claims <= {m.key for m in systems.methods()}, "no recipe leads to the claim"
+
+
 @pytest.mark.parametrize(
   ("change", "says"),
   [

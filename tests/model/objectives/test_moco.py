@@ -9,7 +9,7 @@ import pytest
 
 from model import catalogue
 from model.losses import infonce
-from model.objectives import moco
+from model.objectives import bank, contrastive, memory, moco
 from model.types import Encoded
 from tests.model.losses import loops
 from tests.model.objectives import runs
@@ -64,8 +64,10 @@ def term(options, query, positive, anchor, i, k, b, deques, batch, t):
   return loops.lse([own, *scores, *similar]), own
 
 
-def nearest(x, deque, n):
-  similar = sorted(((x @ y, p) for p, (y, _, ok) in enumerate(deque) if ok))
+def nearest(x, deque, n, without):
+  similar = sorted(
+    (x @ y, p) for p, (y, name, ok) in enumerate(deque) if ok and name != without
+  )
   return {p for _, p in similar[-n:]}
 
 
@@ -83,7 +85,9 @@ def loop(options, online, ema, batch, deques, t=0.2):
       row = lse - own
       if options.get("positives"):
         n = options["positives"]
-        near = nearest(y, deques[b], n) & nearest(k[a][i], deques[a], n)
+        without = batch["id"][i] if options.get("negatives") == "ids" else None
+        near = nearest(y, deques[b], n, without)
+        near &= nearest(k[a][i], deques[a], n, without)
         row += sum(lse - x @ deques[b][p][0] / t for p in near)
       if options.get("key_anchor"):
         lse, own = term(options, x, y, y, i, k, b, deques, batch, t)
@@ -99,7 +103,7 @@ OPTIONS = [
   dict(queue=K, negatives="ids", symmetric=False),
   dict(queue=0),
   dict(queue=K, in_batch=False, hard=3, skip=1, key_anchor=0.5),
-  dict(queue=K, positives=5, in_batch=False),
+  dict(queue=K, positives=5, in_batch=False, negatives="ids"),
 ]
 
 
@@ -157,6 +161,59 @@ def test_without_a_queue_it_is_infonce_against_the_keys_of_the_average():
   np.testing.assert_allclose(out.loss, one_way, rtol=2e-6)
 
 
+def test_where_negatives_come_from_is_one_axis():
+  """Batch, bank and queue: the same views, heads and first parameters otherwise."""
+  names = ("image_1", "image_2")
+  noise = dict(crop=(), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0, noise=0.5)
+  shared = dict(
+    views=(("image", names, (("augment", noise),)),),
+    heads=((names, "projection", dict(layers=1, out=2, norm="none")),),
+  )
+  loss = ("infonce", 1.0, dict(pairs=(names,), temperature=0.2, learned=False))
+  sources = (
+    contrastive.Objective(losses=(loss,), **shared),
+    moco.Objective(pairs=(names,), temperature=0.2, **shared),
+    moco.Objective(pairs=(names,), temperature=0.2, queue=B, **shared),
+    bank.Objective(pairs=(names,), temperature=0.2, rows=8, **shared),
+  )
+  image = np.random.default_rng(0).normal(size=(B, 4, 4, 2)).astype(np.float32)
+  batch = {"image": image, "id": np.arange(B, dtype=np.int32)}
+
+  class Flat(Identity):
+    def apply(self, params, batch, train):
+      return {"image": Encoded(batch["image"].reshape(B, -1))}, {}
+
+  class Same:
+    """At the first step the average is a copy."""
+
+    def __init__(self, params):
+      self.own, self.looks = params, []
+
+    def __call__(self, batch, using="online"):
+      self.looks.append(batch["image"])
+      return Flat().apply({}, batch, True)[0]
+
+    def params(self, using="online"):
+      return self.own
+
+  @jax.jit
+  def first(key):
+    out = []
+    for objective in sources:
+      params, state = objective.init(key, Flat(), batch)
+      encode = Same(params)
+      loss = objective(params, state, encode, batch, key, jnp.int32(0)).loss
+      out.append((params, loss, encode.looks[:2]))
+    return out
+
+  (params, loss, looks), *others = first(KEY)
+  for own, _, seen in others:
+    jax.tree.map(np.testing.assert_array_equal, own, params)
+    jax.tree.map(np.testing.assert_array_equal, seen, looks)
+  np.testing.assert_allclose(others[0][1], loss, rtol=2e-6)  # no queue: InfoNCE
+  np.testing.assert_allclose(others[1][1], loss, rtol=2e-6)  # an empty one: likewise
+
+
 def test_only_what_is_compared_is_encoded_and_predicted():
   """One view as query, the other as key; heads of the average for keys."""
   views = (("image", ("image_1", "image_2"), ()),)
@@ -189,6 +246,21 @@ def test_only_what_is_compared_is_encoded_and_predicted():
   want = np.sum(unit({"q": q})["q"] * key, axis=-1)[batch["valid"]].mean()
   positive = out.metrics["moco/positive_image_1_image_2"]
   np.testing.assert_allclose(positive, want, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_of_a_long_queue_are_not_held():
+  b, d, k = 256, 16, 65_536
+  objective = moco.Objective(queue=k, in_batch=False, symmetric=False, tile=4096)
+  spec = {m: jax.ShapeDtypeStruct((b, d), jnp.float32) for m in SPEC}
+  params, _ = objective.init(KEY, Identity(), SPEC | {"text": SPEC["image"]})
+  state = {"queue": {"text": jax.eval_shape(lambda: memory.queue(k, b, d))}}
+
+  def loss(online, state, ema):
+    encode = Fake(online, ema)
+    return objective(params, state, encode, online, KEY, jnp.int32(0)).loss
+
+  compiled = jax.jit(jax.grad(loss)).lower(spec, state, spec).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * b * k / 4
 
 
 @pytest.mark.parametrize(
@@ -228,7 +300,9 @@ def test_is_built_from_a_config_and_can_be_hashed():
 def trained(mesh):
   head = ("projection", dict(out=4))
   heads = ((("image",), *head), (("text",), *head))
-  options = dict(queue=16, heads=heads)
+  # Whatever looks for keys in the queue, so that it does on eight devices.
+  looking = dict(in_batch=False, hard=6, skip=1, key_anchor=0.5, positives=4)
+  options = dict(queue=16, heads=heads, **looking)
   return runs.trained("moco", options, mesh, ema=1.0, ema_warmup=False)
 
 

@@ -13,6 +13,7 @@ from model.losses import infonce
 from model.objectives import contrastive, parts
 from model.types import Encoded
 from tests import small
+from training import step as step_lib
 
 B, D = 6, 4
 KEY = jax.random.key(0)
@@ -262,3 +263,28 @@ def test_without_views_and_heads_the_program_is_the_plain_one():
     for f in (plain, ours)
   ]
   assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize("teacher", ["ema", "frozen"])
+def test_the_real_step_has_views_heads_and_teachers(teacher):
+  config = small.tiny(ema=0.9)
+  pairs = (("image_1", "image_2"),)
+  config.objective.options.update(
+    views=(("image", pairs[0], (("augment", {}),)),),
+    heads=((pairs[0], "projection", dict(out=4)),),
+    losses=(("distill", 1.0, dict(pairs=pairs)), ("infonce", 1.0, dict(pairs=pairs))),
+    teacher=teacher,
+  )
+  setup = small.one_device(config)
+  state = setup.abstract_state()
+  assert state.params["objective"]["heads"]["0"]["layer1"]["kernel"].shape == (8, 4)
+  assert bool(state.frozen) == (teacher == "frozen")
+  loss = step_lib.make_loss(config, setup.towers, setup.objective)
+  batch = setup.put(small.batch_of(config))
+  with jax.set_mesh(setup.mesh):
+    _, (metrics, _) = jax.eval_shape(loss, state.params, state, batch)
+  assert {
+    "distill/loss",
+    "infonce/loss",
+    "distill/image_1_to_image_2",
+  } <= metrics.keys()

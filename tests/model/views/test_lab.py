@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline.transforms import lab as on_host
 from model.views import lab
 
 KEY = jax.random.key(0)
@@ -44,6 +45,15 @@ def test_keeps_some_channels_of_normalised_pixels_and_scales_them(keep, kept):
   others = [c for c in range(3) if c not in kept]
   np.testing.assert_array_equal(got[..., others], 0)
   assert out.keys() == {"image", "text"}
+
+
+def test_the_transform_of_the_host_is_the_view_of_all_channels():
+  image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
+  image[0, 0, :4] = np.array([0, 1, 10, 11])[:, None]  # about where the curves begin
+  host = on_host.Transform()({"image": image[0]}, None)["image"]
+  assert host.dtype == np.float32
+  view = lab.View()({"image": image.astype(np.float32) / 255}, KEY)["image"][0]
+  np.testing.assert_allclose(view, host, atol=1e-5)
 
 
 def test_the_slope_is_finite_in_the_dark():
