@@ -7,8 +7,7 @@ L = -1/2b sum_ij P_ij log softmax_j(s_ij) - 1/2b sum_ij P_ij log softmax_i(s_ij)
 The mixture is as near to each of its rows as it has of them. A row mixed with itself
 (k(i) = i) is whole: P_ii = 1, where the released code leaves 1 - share. As P has two
 entries in a row, all is made of rows and of partners of rows, and nothing is [b, b]:
-sum_ij P_ij x_j = sum_i share_i x_i + (1 - share_i) x_k(i). Partners may be on another
-device, so one side, [b, d], is gathered by every strategy.
+sum_ij P_ij x_j = sum_i share_i x_i + (1 - share_i) x_k(i).
 
 The view "mix" mixes and says with what; the objective "mixup" goes on to soft targets,
 which are `cwcl` with an exponential kernel.
@@ -20,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from model.losses import pairs as pairing
-from model.losses import reduce
+from model.losses import permute, reduce
 from model.losses import scale as scaling
 from model.types import Array, Batch, Metrics, Params
 
@@ -79,8 +78,9 @@ class Loss:
       valid = pairing.valid_rows(batch, x.shape[0])
       partner, share = _mixture(batch, a, valid)
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+      partners = permute.take(y, partner, strategy=self.strategy)
       rows, cols = reduce.symmetric_logsumexp(x, y, scale, **how)
-      own, other = pairing.positive(x, y), pairing.positive(x, y[partner])
+      own, other = pairing.positive(x, y), pairing.positive(x, partners)
       target = scale * (share * own + (1 - share) * other)
       # -inf where no row is valid, and nothing counts.
       cols = jnp.where(valid, cols, 0.0)
