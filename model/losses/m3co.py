@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from model.losses import pairs as pairing
-from model.losses import reduce
+from model.losses import permute, reduce
 from model.losses import scale as scaling
 from model.types import Array, Batch, Metrics, Params
 
@@ -78,8 +78,9 @@ class Loss:
       valid = pairing.valid_rows(batch, x.shape[0])
       partner, share = _mixture(batch, a, valid)
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
+      partners = permute.take(y, partner, strategy=self.strategy)
       rows, cols = reduce.symmetric_logsumexp(x, y, scale, **how)
-      own, other = pairing.positive(x, y), pairing.positive(x, y[partner])
+      own, other = pairing.positive(x, y), pairing.positive(x, partners)
       target = scale * (share * own + (1 - share) * other)
       # -inf where no row is valid, and nothing counts.
       cols = jnp.where(valid, cols, 0.0)

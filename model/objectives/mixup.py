@@ -46,7 +46,7 @@ class Objective:
     first: (a file of model/losses/, weight, options) each, before step `switch`.
     then: likewise, from step `switch` on.
     always: likewise, in both phases.
-    switch: the step; the paper's is a third of the way.
+    switch: the step, at least 1; the paper's is a third of the way.
     modalities: to be mixed, each with partners of its own.
     inputs: those of them that are mixed as inputs; others are as embeddings.
     beta: of model.views.mix.
@@ -62,7 +62,7 @@ class Objective:
   first: tuple[Any, ...] = dataclasses.field(default=FIRST, compare=False)
   then: tuple[Any, ...] = dataclasses.field(default=THEN, compare=False)
   always: tuple[Any, ...] = dataclasses.field(default=(), compare=False)
-  switch: int
+  switch: int = 0
   modalities: tuple[str, ...] = ("image", "text")
   inputs: tuple[str, ...] = ("image",)
   beta: float = 0.15
@@ -76,6 +76,11 @@ class Objective:
       raise ValueError(
         f"config.objective.options.inputs names {sorted(other)}, which are not among "
         f"its modalities {self.modalities}"
+      )
+    if self.switch < 1:
+      raise ValueError(
+        f"config.objective.options.switch = {self.switch} must be at least 1: the step "
+        "at which the losses `then` take over, such as config.total_steps // 3"
       )
     losses = (*self.first, *self.then, *self.always)
     inner = contrastive.Objective(losses=losses, heads=self.heads)

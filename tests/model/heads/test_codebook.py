@@ -6,12 +6,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from model.heads import codebook
 from model.layers.sparsemax import sparsemax
-from model.types import Encoded
+from model.types import MESH_AXES, Encoded
+from sharding import rules
 
 B, N, W, D, M = 4, 5, 6, 3, 8
 MASK = np.arange(N)[None] < np.array([5, 3, 1, 0])[:, None]
@@ -96,6 +98,22 @@ def test_blocks_and_padding_change_nothing():
     assert np.all(e["text"].tokens[~MASK] == 0)
   # Both query heads and, of the codes, those in use learn.
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def test_a_dictionary_split_over_devices_is_the_same():
+  params, encoded = case()
+  want = slope(HEAD, params, encoded)
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  mesh = jax.make_mesh((2, 2, 1, 2), MESH_AXES, axis_types=auto)
+  laid = rules.specs(params, mesh)
+  assert laid["codes"].spec == P("fsdp")
+  with jax.set_mesh(mesh):
+    rows = jax.NamedSharding(mesh, P(("data", "fsdp")))
+    got = slope(HEAD, jax.device_put(params, laid), jax.device_put(encoded, rows))
+  # But those by masks, which are of no number.
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    if x.dtype == np.float32:
+      np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_is_a_block_of_codes():

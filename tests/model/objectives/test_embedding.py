@@ -6,6 +6,7 @@ import numpy as np
 from model.heads import codebook, projection
 from model.objectives import contrastive, embedding, mixup
 from model.types import Encoded
+from training import step
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -40,3 +41,23 @@ def test_without_such_heads_the_towers_embed():
   for objective in (plain, mixup.Objective(switch=1, heads=HEADS[:1]), object()):
     assert embedding.embed(objective, {}, SIDES) == SIDES
   assert codebook.Head.embeds and not hasattr(projection.Head, "embeds")
+
+
+class Towers:
+  """Dense ones that have encoded already."""
+
+  moe = None
+
+  def apply(self, params, batch, train, mutable):
+    return (SIDES, {}), {}
+
+
+def test_evaluation_encodes_with_them():
+  objective = contrastive.Objective(heads=HEADS[1:2])
+  own = jax.jit(objective.topped.init)(KEY, SIDES)
+  params = {"towers": {}, "objective": {"heads": own}}
+  encode = step.eval_encode(Towers(), objective)
+  encoded, _ = jax.eval_shape(encode, params, {})
+  assert {m: e.pooled.shape for m, e in encoded.items()} == dict.fromkeys(NAMES, (3, 7))
+  plain, _ = jax.eval_shape(step.eval_encode(Towers()), params, {})
+  assert plain["text"].pooled.shape == (3, 4)

@@ -137,6 +137,8 @@ def test_the_second_phase_is_the_papers_soft_loss():
 def test_options_that_make_no_sense():
   with pytest.raises(ValueError, match=r"inputs names \['audio'\]"):
     mixup.Objective(switch=1, inputs=("audio",))
+  with pytest.raises(ValueError, match="switch = 0 must be at least 1: the step"):
+    mixup.Objective()
   assert OBJECTIVE.reads == ("label_kind",)
   with pytest.raises(ValueError, match="the batch has no 'text'"):
     OBJECTIVE.init(KEY, Towers(), {"image": BATCH["image"]})
