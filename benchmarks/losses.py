@@ -182,6 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     command=turns.command("benchmarks.losses", argv),
     device=device,
     cores=os.cpu_count(),
+    xla_flags=os.environ.get("XLA_FLAGS", ""),
     versions=environment.describe()["versions"],
     **{k: getattr(args, k) for k in told},
     results=rows,

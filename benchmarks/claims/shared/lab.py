@@ -300,9 +300,13 @@ def tune(
   return chosen, lines
 
 
-def choice(claim_grid: Mapping[str, Sequence[Any]], merit: Sequence[str], tried):
-  """Returns a Claim's `choice`: how `tune` chose, and its lines."""
-  names = " and ".join(k.replace("_", " ") for k in claim_grid)
+def choice(
+  grid: Mapping[str, Sequence[Any]], merit: Sequence[str], tried: Sequence[str]
+) -> dict[str, Any]:
+  """Returns a Claim's `choice`: how `tune` chose, and its lines, if there are any."""
+  if not tried:
+    return dict(aim="Nothing was tuned, for no arm.")
+  names = " and ".join(k.replace("_", " ") for k in grid)
   aim = (
     f"Every arm was given the same grid of {names} on seeds "
     f"{' and '.join(map(str, TUNING_SEEDS))}, and has what gave the greatest mean of "

@@ -140,6 +140,8 @@ def test_every_arm_is_tuned_on_the_same_grid_and_seeds():
   chosen, lines = lab.tune(claim, said.append)
   assert chosen == {"old": {"lr": 1.0}, "new": {"lr": 2.0}}
   assert lines == said and lines[0] == "old: 1: 49.750, 2: 49.250"
+  assert lab.choice(claim.GRID, claim.MERIT, lines)["pilots"] == lines
+  assert lab.choice(claim.GRID, claim.MERIT, ())["aim"].startswith("Nothing was tuned")
   for arm in claim.ARMS:
     both = {(seed, lr) for a, seed, lr in asked if a == arm}
     assert both == {(s, x) for s in lab.TUNING_SEEDS for x in (1.0, 2.0)}
