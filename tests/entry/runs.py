@@ -30,7 +30,7 @@ def environment(as_users_run_it=False):
   return os.environ | {
     "XLA_FLAGS": flags,
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
   }
 
 
