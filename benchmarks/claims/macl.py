@@ -43,9 +43,6 @@ def measure(recipe: lab.Recipe, workdir: str = "") -> Measured:
     t = trained.history["macl/temperature_image_1_image_2"]
     figures[f"rise_{batch}"] = float(t[-1] / t[0] - 1)
     arrays[f"temperature_{batch}"] = plot.thin(t)
-    arrays[f"positive_{batch}"] = plot.thin(
-      trained.history["macl/positive_image_1_image_2"]
-    )
   small, large = (figures[f"knn_{b}"] for b in BATCHES)
   figures["favour"] = small - large
   return Measured(figures, arrays)
