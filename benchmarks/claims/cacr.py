@@ -93,8 +93,9 @@ CLAIM = Claim(
   title="CACR on cluttered digits",
   source="arXiv 2105.03746",
   about=simclr.ABOUT
-  + " Here 600 of the 1200 are trained on, of even classes or drawn with weights from 1 "
-  "to 1/10 (without replacement, so that counts differ less), with four views each, in batches of 64; probes have the labels of all 1200.",
+  + " Here 600 of the 1200 are trained on, of even classes or drawn with weights from "
+  "1 to 1/10 (without replacement, so that counts differ less), with four views each, "
+  "in batches of 64; probes have the labels of all 1200.",
   legend=(
     "kNN, linear: accuracies of 5 nearest neighbours and of ridge regression in the "
     "features, after training on even or uneven classes."
