@@ -90,7 +90,7 @@ def is_file(path: epath.Path) -> bool:
 
 
 def below(root: str) -> list[str]:
-  """Returns the names of the regular files below a folder, sorted; no link is walked."""
+  """Returns the names of the files below a folder, sorted; links to folders are not."""
   if "://" in root:
     names, folders = [], [epath.Path(root)]
     while folders:
