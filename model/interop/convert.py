@@ -14,7 +14,7 @@ from model.interop import describe, hf, open_clip, rules
 from model.interop.describe import Format
 from model.interop.rules import Arrays, Read
 
-FORMATS = (hf.CLIP, hf.SIGLIP, open_clip.CLIP)
+FORMATS = (hf.CLIP, hf.SIGLIP, open_clip.CLIP, open_clip.SIGLIP)
 LIBRARIES = tuple(dict.fromkeys(f.library for f in FORMATS))
 BUFFERS = ("position_ids", "attn_mask")  # constants that older checkpoints hold
 

@@ -1,10 +1,13 @@
 """open_clip's models give what ours give, layer by layer, in both directions."""
 
+import functools
+
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
 
-from model.interop import convert
+from model.interop import convert, describe, rules
 from tests.model.interop import peers
 
 VISION = dict(
@@ -83,3 +86,82 @@ def test_every_layer_is_the_same_in_both_directions(library, name):
   again_config, again_params, _ = convert.load(back, given)
   assert again_config == config
   jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
+def siglip_of(torch, open_clip):
+  """Returns (image tower, text tower): no model of timm's is tiny."""
+  import timm
+
+  norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+  vision = timm.models.VisionTransformer(
+    img_size=peers.IMAGE["size"],
+    patch_size=peers.IMAGE["patch"],
+    embed_dim=128,  # 2 heads of 64, which is all that is read without timm's name
+    depth=2,
+    num_heads=2,
+    mlp_ratio=0.25,
+    class_token=False,
+    global_pool="map",
+    num_classes=0,
+  )
+  text = open_clip.transformer.TextTransformer(
+    **TEXT, no_causal_mask=True, proj_bias=True, pool_type="last", output_dim=128,
+    norm_layer=norm,
+  )  # fmt: skip
+  return [peers.randomised(torch, tower) for tower in (vision, text)]
+
+
+def test_siglip_is_the_same_in_every_layer(library):
+  torch, open_clip = library
+  with peers.quiet():
+    vision, text = siglip_of(torch, open_clip)
+  state = {f"visual.trunk.{k}": v for k, v in peers.state_of(vision).items()}
+  state |= {f"text.{k}": v for k, v in peers.state_of(text).items()}
+  scale, bias = np.float32(1.5), np.float32(-2)
+  state |= {"logit_scale": np.asarray(scale), "logit_bias": np.asarray(bias)}
+  given = dict(model_cfg=dict(text_cfg=TEXT | dict(norm_kwargs={"eps": 1e-6})))
+  config, params, found = convert.load(state, given)
+  assert found.missing == () and found.unused == ()
+
+  batch, their_batch = peers.batch_of(-1)
+  image, ids = map(torch.from_numpy, their_batch)
+  layers = {"image": vision.blocks, "text": text.transformer.resblocks}
+  modules = {
+    f"{m}/block_{i:02d}": layer
+    for m, blocks in layers.items()
+    for i, layer in enumerate(blocks)
+  }
+  modules |= {"image/tokens": vision.norm, "text/tokens": text.ln_final}
+  with peers.quiet():
+    out, want = peers.recorded(torch, modules, lambda: (vision(image), text(ids)))
+  want["image/embedding"], want["text/embedding"] = (x.numpy() for x in out)
+  unit = [torch.nn.functional.normalize(x, dim=-1).numpy() for x in out]
+  want["logits"] = np.exp(scale) * unit[0] @ unit[1].T + bias
+  got, mask = peers.ours(config, params, batch)
+  peers.compare(got, want, mask)
+
+  kind = convert.recognise(state, given)
+  flat = traverse_util.flatten_dict(params, sep="/")
+  back = rules.write(kind.rules(*describe.towers(config.model, kind)), flat)
+  jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-SO400M-16-SigLIP2-384"])
+def test_the_shapes_of_whole_siglip_models_are_theirs(library, name):
+  torch, open_clip = library
+  card = open_clip.get_model_config(name)
+  whole = {k: v for k, v in card.items() if k != "custom_text"}
+  with peers.quiet(), torch.device("meta"):
+    model = open_clip.model.CustomTextCLIP(**whole)
+  shapes = {k: v.shape for k, v in model.state_dict().items()}
+  state = {k: np.broadcast_to(np.float32(0), tuple(s)) for k, s in shapes.items()}
+  kind = convert.recognise(state, card)
+  config = kind.describe(state, card)
+  image, text = describe.towers(config.model, kind)
+  given = kind.card(image, text, config.model.embed_dim)["model_cfg"]
+  for part in ("vision_cfg", "text_cfg"):
+    told = {k: v for k, v in given[part].items() if k in card[part]}
+    assert told == {k: v for k, v in card[part].items() if k in told}
+  assert given["vision_cfg"]["timm_model_name"] == card["vision_cfg"]["timm_model_name"]
+  names = [name for rule in kind.rules(image, text) for name in rule.theirs]
+  assert sorted(names) == sorted(shapes)
