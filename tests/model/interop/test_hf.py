@@ -6,6 +6,7 @@ import pytest
 
 from model.interop import convert
 from tests.model.interop import peers
+from tools import convert as convert_tool
 
 
 def clip(transformers, act="quick_gelu"):
@@ -123,3 +124,20 @@ def test_every_layer_is_the_same_in_both_directions(peer):
   again_config, again_params, _ = convert.load(back, card)
   assert again_config == config
   jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
+def test_files_go_through_the_command_and_load_in_the_peer(peer, tmp_path):
+  torch, model = peer
+  theirs_at, ours_at, back_at = (str(tmp_path / name) for name in ("a", "b", "c"))
+  with peers.quiet():
+    model.save_pretrained(theirs_at)
+  convert_tool.main(["--from", theirs_at, "--to", ours_at, "--format", "concord"])
+  convert_tool.main(["--from", ours_at, "--to", back_at, "--format", "hf"])
+  with peers.quiet():
+    other = type(model).from_pretrained(back_at).eval()
+    _, batch = peers.batch_of(peers.TEXT["vocab"] - 1)
+    image, text = map(torch.from_numpy, batch)
+    with torch.no_grad():
+      want, got = (m(input_ids=text, pixel_values=image) for m in (model, other))
+  for name in ("image_embeds", "text_embeds", "logits_per_image"):
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """open_clip's models give what ours give, layer by layer, in both directions."""
 
 import functools
+import pathlib
 
 from flax import traverse_util
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from model.interop import convert, describe, rules
 from tests.model.interop import peers
+from tools import convert as tool
 
 VISION = dict(
   image_size=peers.IMAGE["size"],
@@ -86,6 +88,27 @@ def test_every_layer_is_the_same_in_both_directions(library, name):
   again_config, again_params, _ = convert.load(back, given)
   assert again_config == config
   jax.tree.map(np.testing.assert_array_equal, again_params, params)
+
+
+def test_files_of_the_command_load_in_the_peer(library, tmp_path):
+  torch, open_clip = library
+  card = dict(embed_dim=8) | CARDS["quick"]
+  theirs_at, ours_at, back_at = (str(tmp_path / name) for name in ("a", "b", "c"))
+  with peers.quiet():
+    model = peers.randomised(torch, open_clip.model.CLIP(**card))
+  state = peers.state_of(model)
+  tool.write(pathlib.Path(theirs_at), "open_clip", state, {"model_cfg": card})
+  tool.main(["--from", theirs_at, "--to", ours_at, "--format", "concord"])
+  tool.main(["--from", ours_at, "--to", back_at, "--format", "open_clip"])
+  with peers.quiet():
+    other = open_clip.create_model(f"local-dir:{back_at}").eval()
+  _, batch = peers.batch_of(peers.TEXT["vocab"] - 1)
+  image, text = map(torch.from_numpy, batch)
+  with torch.no_grad(), peers.quiet():
+    for call in ("encode_image", "encode_text"):
+      x = image if call == "encode_image" else text
+      got, want = getattr(other, call)(x), getattr(model, call)(x)
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def siglip_of(torch, open_clip):
