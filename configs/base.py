@@ -19,6 +19,11 @@ def modality(**changes) -> ConfigDict:
   c.patch = ()  # patches: (height, width) of one patch
   c.vocab = 0  # tokens: number of ids, the padding id 0 included
   c.length = 0  # tokens: sequence length
+  # Which ids are real where the batch has no mask of them:
+  c.pad = 0  # tokens: the id of padding; -1: none is, all ids are real
+  c.eos = (
+    -1
+  )  # tokens: the id that ends a text: it is real, what follows is not; -1: none
   # Wide path: a linear map of descriptors, added to the embedding past the trunk.
   c.gradients = ()  # patches: (cells per side, bins) of gradient histograms; (): none
   c.colors = ()  # patches: (cells per side, bins per channel) of colors; (): none
@@ -28,10 +33,12 @@ def modality(**changes) -> ConfigDict:
   c.ngram_rows = 32_768  # tokens: rows of the table that n-grams are hashed into
   c.drop_ngrams = 0.0  # tokens: share of the n-grams that training leaves out
   c.drop_patches = 0.0  # patches: share that training leaves out (FLIP)
+  c.stem_bias = True  # patches: of the linear map to tokens
   c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
   c.position = "learned"  # "learned" | "sincos" | "none"
   c.pool = "mean"  # "mean" | "cls" | "last" | "map"
-  c.project = True  # a linear layer from width to embed_dim, without bias
+  c.project = True  # a linear layer from width to embed_dim
+  c.project_bias = False  # its bias
   c.trunk = ConfigDict()  # own trunks only: overrides of config.model.trunk
   c.update(changes)
   return c
@@ -47,6 +54,8 @@ def trunk() -> ConfigDict:
   c.dropout = 0.0  # on the outputs of attention and MLP
   c.drop_path = 0.0  # stochastic depth rate of the last block; linear from 0
   c.norm = "layernorm"  # "layernorm" | "rmsnorm"
+  c.epsilon = 1e-6  # of the norms, added to the variance
+  c.activation = "gelu_tanh"  # of MLPs and experts: "gelu_tanh" | "gelu" | "quick_gelu"
   c.causal = False  # attention looks only backwards (text towers as in CLIP)
   c.attention = "xla"  # jax.nn.dot_product_attention's: "xla" | "cudnn"
   return c

@@ -31,6 +31,8 @@ class Modality:
   patch: tuple[int, ...] = ()
   vocab: int = 0
   length: int = 0
+  pad: int = 0
+  eos: int = -1
   ngrams: int = 0
   ngram_rows: int = 32_768
   drop_ngrams: float = 0.0
@@ -39,10 +41,12 @@ class Modality:
   color_range: tuple[float, float] = (0.0, 1.0)
   drop_descriptors: float = 0.0
   drop_patches: float = 0.0
+  stem_bias: bool = True
   stem_norm: bool = False
   position: str = "learned"
   pool: str = "mean"
   project: bool = True
+  project_bias: bool = False
 
   def __post_init__(self):
     where = f"{WHERE}.{self.name}"
@@ -63,6 +67,12 @@ class Modality:
       for key in ("vocab", "length"):
         if getattr(self, key) < 1:
           raise ValueError(f"{where}.{key} = {getattr(self, key)}, expected at least 1")
+      for key in ("pad", "eos"):
+        if not -1 <= getattr(self, key) < self.vocab:
+          raise ValueError(
+            f"{where}.{key} = {getattr(self, key)}, expected an id below {where}.vocab "
+            f"= {self.vocab}, or -1 for none"
+          )
       self._check_ngrams(where)
     else:
       self._check_patches(where)
@@ -71,6 +81,8 @@ class Modality:
         f"{where}.pool = 'cls' with a causal trunk: the first token sees no other; use "
         f"'last', 'mean' or 'map', or set config.model.trunk.causal = False"
       )
+    if self.project_bias and not self.project:
+      raise ValueError(f"{where}.project_bias = True without {where}.project")
     divisor = 4 if self.stem == "patches" else 2
     if self.position == "sincos" and self.trunk.width % divisor:
       raise ValueError(

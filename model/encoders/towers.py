@@ -74,7 +74,7 @@ class Towers(nn.Module):
     dtype: of matmuls and activations; parameters, norms and `pooled` are f32.
 
   Parameters: stem_<m>, norm_<m>, trunk (or trunk_<m>), pool_<m>, project_<m>/kernel
-  [w, d], wide_<m>.
+  [w, d] and, if asked for, its bias [d]; wide_<m>.
   Random streams while training: "dropout", "router".
   """
 
@@ -121,10 +121,10 @@ class Towers(nn.Module):
       if m.ngrams:
         raw, _ = _ids_and_ngrams(raw, m)
       tokens, mask = self._stem(m)(raw, given, train)
-      if m.stem_norm:
-        norm = Norm(m.trunk.norm, dtype=self.dtype, name=f"norm_{m.name}")
-        tokens = norm(tokens)
       tokens, masks[m.name] = pools[m.name].prepend(tokens, mask)
+      if m.stem_norm:  # over the token of "cls" too, as in CLIP
+        norm = Norm(m.trunk.norm, self.dtype, m.trunk.epsilon, name=f"norm_{m.name}")
+        tokens = norm(tokens)
       x[m.name] = constrain.batch(tokens)
     y, aux = self._trunks(present, x, masks, batch.get("valid"), train)
     encoded = {}
@@ -132,7 +132,7 @@ class Towers(nn.Module):
       tokens, mask = y[m.name], masks[m.name]
       pooled = pools[m.name](tokens, mask)
       if m.project:
-        pooled = self._project(m.name, pooled)
+        pooled = self._project(m, pooled)
       if m.wide:
         pooled = pooled + self._wide(m, batch, train)
       encoded[m.name] = Encoded(pooled, tokens, _whole(mask, tokens))
@@ -145,6 +145,8 @@ class Towers(nn.Module):
         stem.Tokens,
         vocab=m.vocab,
         length=m.length,
+        pad=m.pad,
+        eos=m.eos,
       )
     else:
       make = functools.partial(
@@ -152,6 +154,7 @@ class Towers(nn.Module):
         size=m.size,
         patch=m.patch,
         drop=m.drop_patches,
+        bias=m.stem_bias,
       )
     return make(
       width=m.trunk.width,
@@ -168,6 +171,8 @@ class Towers(nn.Module):
       heads=m.trunk.heads,
       hidden=m.trunk.mlp,
       norm_kind=m.trunk.norm,
+      epsilon=m.trunk.epsilon,
+      activation=m.trunk.activation,
       dtype=self.dtype,
       implementation=m.trunk.attention,
       name=f"pool_{m.name}",
@@ -192,13 +197,13 @@ class Towers(nn.Module):
     )
     return described(batch[m.name], batch.get(f"{m.name}_mask"), train)
 
-  def _project(self, name: str, pooled: Array) -> Array:
+  def _project(self, m: Modality, pooled: Array) -> Array:
     project = nn.Dense(
       self.embed_dim,
-      use_bias=False,
+      use_bias=m.project_bias,
       dtype=self.dtype,
       dot_general=_accumulate_f32,
-      name=f"project_{name}",
+      name=f"project_{m.name}",
     )
     return project(pooled)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from model import catalogue
 from model.layers.block import Block, Masks, Streams, TrunkConfig
+from model.layers.mlp import ACTIVATIONS
 from model.layers.norm import Norm
 from model.moe.config import MoeConfig
 from model.moe.dispatch import PRODUCT
@@ -151,7 +152,13 @@ class Trunk(nn.Module):
     def block(i: int) -> nn.Module:
       moe = None
       if self.moe and sparse[i]:
-        moe = functools.partial(MoeMlp, config=self.moe, mlp=c.mlp, dtype=self.dtype)
+        moe = functools.partial(
+          MoeMlp,
+          config=self.moe,
+          mlp=c.mlp,
+          dtype=self.dtype,
+          activation=ACTIVATIONS[c.activation],
+        )
       rate = 0.0 if self.scan else c.drop_path_rate(i)
       return block_type(c, moe, rate, train, self.dtype, name=f"block_{i:02d}")
 
@@ -161,7 +168,7 @@ class Trunk(nn.Module):
       aux = {}
       for i in range(c.depth):
         x, aux[i] = block(i)(x, masks, routed)
-    norm = Norm(c.norm, dtype=self.dtype, name="norm")
+    norm = Norm(c.norm, self.dtype, c.epsilon, name="norm")
     return {m: norm(y) for m, y in x.items()}, {i: a for i, a in aux.items() if a}
 
   def _scan(self, block, pattern, x, masks, routed, train):

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.layers import constrain, stochastic
 from model.layers.attention import IMPLEMENTATIONS, Attention
-from model.layers.mlp import Mlp
+from model.layers.mlp import ACTIVATIONS, Mlp
 from model.layers.norm import NORMS, Norm
 from model.types import Array, Metrics
 
@@ -33,6 +33,8 @@ class TrunkConfig:
   dropout: float = 0.0
   drop_path: float = 0.0
   norm: str = "layernorm"
+  epsilon: float = 1e-6
+  activation: str = "gelu_tanh"
   causal: bool = False
   attention: str = "xla"
 
@@ -51,7 +53,13 @@ class TrunkConfig:
         raise ValueError(
           f"{where}.{key} = {getattr(self, key)}, expected 0 or more and below 1"
         )
-    for key, known in (("norm", NORMS), ("attention", IMPLEMENTATIONS)):
+    if self.epsilon <= 0:
+      raise ValueError(f"{where}.epsilon = {self.epsilon}, expected above 0")
+    for key, known in (
+      ("norm", NORMS),
+      ("activation", tuple(ACTIVATIONS)),
+      ("attention", IMPLEMENTATIONS),
+    ):
       if getattr(self, key) not in known:
         raise ValueError(
           f"{where}.{key} = {getattr(self, key)!r}, expected one of {known}"
@@ -99,7 +107,7 @@ class Block(nn.Module):
     """
     c = self.config
     depth_rate = self.rate if rate is None else rate
-    norm1 = Norm(c.norm, dtype=self.dtype, name="norm1")
+    norm1 = Norm(c.norm, self.dtype, c.epsilon, name="norm1")
     attention = Attention(
       c.heads,
       causal=c.causal,
@@ -107,14 +115,14 @@ class Block(nn.Module):
       implementation=c.attention,
       name="attention",
     )
-    norm2 = Norm(c.norm, dtype=self.dtype, name="norm2")
+    norm2 = Norm(c.norm, self.dtype, c.epsilon, name="norm2")
     x = {
       m: y + self._drop(attention(norm1(y), masks[m]), depth_rate) for m, y in x.items()
     }
     z = {m: norm2(y) for m, y in x.items()}
     aux: Metrics = {}
     if self.moe is None:
-      mlp = Mlp(c.mlp, dtype=self.dtype, name="mlp")
+      mlp = Mlp(c.mlp, c.activation, dtype=self.dtype, name="mlp")
       z = {m: mlp(y) for m, y in z.items()}
     else:
       # Not the order of the dict: transformations rebuild dicts in sorted order.

@@ -41,6 +41,8 @@ class Pool(nn.Module):
     heads: of "map".
     hidden: MLP width of "map".
     norm_kind: of the norm of "map".
+    epsilon: of the norm of "map".
+    activation: of the MLP of "map".
     dtype: of the matmuls of "map".
     implementation: of the attention of "map".
 
@@ -52,6 +54,8 @@ class Pool(nn.Module):
   heads: int = 1
   hidden: int = 1
   norm_kind: str = "layernorm"
+  epsilon: float = 1e-6
+  activation: str = "gelu_tanh"
   dtype: jnp.dtype = jnp.float32
   implementation: str = "xla"
 
@@ -67,8 +71,8 @@ class Pool(nn.Module):
       self.attention = Attention(
         self.heads, dtype=self.dtype, implementation=self.implementation
       )
-      self.norm = Norm(self.norm_kind, dtype=self.dtype)
-      self.mlp = Mlp(self.hidden, dtype=self.dtype)
+      self.norm = Norm(self.norm_kind, self.dtype, self.epsilon)
+      self.mlp = Mlp(self.hidden, self.activation, dtype=self.dtype)
 
   def prepend(self, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
     """Puts the token of "cls" before x [b, n, w] and its mask; else changes nothing."""

@@ -23,6 +23,7 @@ class Patches(nn.Module):
     size: (height, width, channels) of the input; channels 1 for [b, t, f].
     patch: (height, width) of a patch.
     position: "learned" | "sincos" | "none".
+    bias: whether the map has one.
     drop: share of the patches that training leaves out, another choice for each example
       and step: cheaper, and a regulariser (FLIP, arXiv 2212.00794).
     name_of: the modality, for error messages.
@@ -36,6 +37,7 @@ class Patches(nn.Module):
   size: tuple[int, ...]
   patch: tuple[int, ...]
   position: str = "learned"
+  bias: bool = True
   drop: float = 0.0
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
@@ -96,7 +98,11 @@ class Patches(nn.Module):
         pick = jax.nn.one_hot(kept, table.shape[1], dtype=self.dtype)
         table = matmul.dot_general(pick, table[0], (((2,), (0,)), ((), ())))
     x = nn.Dense(
-      self.width, dtype=self.dtype, dot_general=matmul.dot_general, name="embed"
+      self.width,
+      use_bias=self.bias,
+      dtype=self.dtype,
+      dot_general=matmul.dot_general,
+      name="embed",
     )(x)
     return (x if table is None else x + table), mask
 
@@ -147,8 +153,10 @@ class Tokens(nn.Module):
 
   Attributes:
     width: of a token.
-    vocab: number of ids, the padding id 0 included.
+    vocab: number of ids, that of padding included.
     length: most ids of an example.
+    pad: the id of padding; -1: all ids are real.
+    eos: the id that ends a text: the first is real, what follows is not; -1: none is.
     position: "learned" | "sincos" | "none".
     name_of: the modality, for error messages.
     dtype: of the result.
@@ -159,6 +167,8 @@ class Tokens(nn.Module):
   width: int
   vocab: int
   length: int
+  pad: int = 0
+  eos: int = -1
   position: str = "learned"
   name_of: str = "text"
   dtype: jnp.dtype = jnp.float32
@@ -171,7 +181,7 @@ class Tokens(nn.Module):
 
     Args:
       x: int[b, n] with n <= length; a shorter sequence keeps the first positions.
-      mask: bool[b, n], True for a real id; None: the ids other than 0.
+      mask: bool[b, n], True for a real id; None: as `pad` and `eos` say.
       train: changes nothing.
 
     Returns:
@@ -190,7 +200,7 @@ class Tokens(nn.Module):
         f"config.model.modalities.{self.name_of}.length = {self.length}"
       )
     if mask is None:
-      mask = x != 0
+      mask = self._real(x)
     elif mask.shape != x.shape:
       raise ValueError(
         f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape}"
@@ -207,6 +217,14 @@ class Tokens(nn.Module):
     if table is not None:
       y = y + table[: x.shape[1]].astype(self.dtype)[None]
     return y, mask
+
+  def _real(self, x: Array) -> Array:
+    real = x != self.pad if self.pad >= 0 else jnp.ones(x.shape, bool)
+    if self.eos < 0:
+      return real
+    end = x == self.eos
+    ends = jnp.cumsum(end, axis=1)
+    return real & ((ends == 0) | (end & (ends == 1)))
 
 
 def _table(

@@ -52,6 +52,10 @@ def set_key(path, value):
     ("modalities.image.patch", (), r"patch = \(\), expected"),
     ("modalities.image.project", False, r"width 16, but config\.model\.embed_dim = 8"),
     ("modalities.text.name", "x", "the key of the entry is its name"),
+    ("modalities.image.project_bias", True, r"project_bias = True without"),
+    ("modalities.text.eos", 9, r"text\.eos = 9, expected an id below .*vocab = 9"),
+    ("trunk.activation", "relu", r"activation = 'relu', expected one of .*quick_gelu"),
+    ("trunk.epsilon", 0.0, r"epsilon = 0\.0, expected above 0"),
     ("remat", "ful", "did you mean full"),
     ("dtype", "bf16", r"config\.model\.dtype = 'bf16': did you mean bfloat16"),
     ("trunk.heads", 3, r"16 % 3 = 1"),
@@ -61,6 +65,9 @@ def set_key(path, value):
 )
 def test_errors_name_the_key(path, value, match):
   config = small()
+  if path.endswith("project_bias"):
+    config.modalities.image.project = False
+    config.embed_dim = config.trunk.width
   set_key(path, value)(config)
   with pytest.raises(ValueError, match=match):
     towers.build(config)

@@ -78,6 +78,38 @@ def test_any_subset_of_the_modalities(dense, names):
   equal(encoded, {m: dense()[0][m] for m in names}, atol=1e-6)
 
 
+def test_knobs_of_other_houses_reach_every_layer():
+  config = small(every=0, modalities=("image",))
+  # A norm with such an epsilon is its bias: what comes before it has no say.
+  config.trunk.update(dict(epsilon=1e30, activation="quick_gelu"))
+  options = dict(stem_bias=False, stem_norm=True, project_bias=True, pool="cls")
+  config.modalities.image.update(options)
+  net = towers.build(config)
+  batch = batch_of(("image",))
+  params = filled(net, batch)
+  p = params["params"]
+  assert set(p["stem_image"]["embed"]) == {"kernel"}
+  assert p["project_image"]["bias"].shape == (8,)
+  encoded, state = net.apply(params, batch, capture_intermediates=True)
+  norm = state["intermediates"]["norm_image"]["__call__"][0]
+  assert norm.shape == (4, 5, 16)  # the token of "cls" has it too
+  for got, name in [(norm, p["norm_image"]), (encoded[0], p["trunk"]["norm"])]:
+    got = got["image"].tokens if isinstance(got, dict) else got
+    equal(got, jnp.broadcast_to(name["bias"], got.shape), atol=1e-6)
+  block = state["intermediates"]["trunk"]["block_00"]
+  for norm in ("norm1", "norm2"):
+    got = block[norm]["__call__"][0]
+    equal(got, jnp.broadcast_to(p["trunk"]["block_00"][norm]["bias"], got.shape))
+  up = p["trunk"]["block_00"]["mlp"]["up"]
+  hidden = p["trunk"]["block_00"]["norm2"]["bias"] @ up["kernel"] + up["bias"]
+  down = p["trunk"]["block_00"]["mlp"]["down"]
+  want = hidden * jax.nn.sigmoid(1.702 * hidden) @ down["kernel"] + down["bias"]
+  equal(block["mlp"]["__call__"][0][0, 0], want, atol=1e-6)
+  want = encoded[0]["image"].tokens[:, 0] @ p["project_image"]["kernel"]
+  want = want + p["project_image"]["bias"][None]
+  equal(encoded[0]["image"].pooled, want, atol=1e-6)
+
+
 def test_the_order_of_the_batch_and_its_other_keys_do_not_matter(sparse):
   batch = dict(reversed(batch_of().items())) | {"label_group": jnp.zeros(4)}
   # Without jit, which would sort the keys itself.

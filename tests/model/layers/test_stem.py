@@ -93,6 +93,23 @@ def test_tokens_embed_ids_and_hide_the_padding_id():
   np.testing.assert_array_equal(stem.apply(params, ids, given)[1], given)
 
 
+@pytest.mark.parametrize(
+  ("options", "want"),
+  [
+    ({}, [[1, 1, 0, 1, 0], [1, 0, 1, 1, 1]]),
+    (dict(pad=-1), [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    (dict(pad=2), [[1, 0, 1, 0, 1], [0, 1, 1, 1, 1]]),
+    (dict(pad=-1, eos=8), [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
+    (dict(eos=2), [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]),
+  ],
+)
+def test_which_ids_are_real(options, want):
+  ids = jnp.asarray([[1, 2, 0, 2, 0], [2, 0, 1, 8, 8]])
+  stem = Tokens(width=4, vocab=9, length=5, **options)
+  _, mask = stem.apply(filled(stem, ids), ids)
+  np.testing.assert_array_equal(mask, np.asarray(want, bool))
+
+
 def test_errors_say_what_was_got():
   patches = Patches(width=16, size=(8, 8, 3), patch=(4, 4))
   tokens = Tokens(width=16, vocab=9, length=4)

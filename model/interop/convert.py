@@ -1,0 +1,131 @@
+"""Whole checkpoints of other libraries to our config and parameters, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from model.encoders import config as configs
+from model.encoders import stacking, towers
+from model.interop import describe, hf, open_clip, rules
+from model.interop.describe import Format
+from model.interop.rules import Arrays, Read
+
+FORMATS = (hf.CLIP, hf.SIGLIP, open_clip.CLIP, open_clip.SIGLIP)
+LIBRARIES = tuple(dict.fromkeys(f.library for f in FORMATS))
+BUFFERS = ("position_ids", "attn_mask")  # constants that older checkpoints hold
+
+
+def recognise(state: Arrays, given: Mapping[str, Any]) -> Format:
+  """Returns the format of a checkpoint, by its names.
+
+  Args:
+    state: their name -> array.
+    given: its config.json, {} without one: for the message.
+
+  Raises:
+    ValueError: none that is known.
+  """
+  for kind in FORMATS:
+    if kind.mark in state:
+      return kind
+  said = given.get("architectures") or given.get("model_type")
+  known = ", ".join(f"{f.library}'s {f.architecture}" for f in FORMATS)
+  raise ValueError(
+    f"the checkpoint is of none of the architectures {known}. It holds "
+    f"{len(state)} arrays, such as {', '.join(sorted(state)[:4])}"
+    + (f"; its config.json says {said}" if said else "")
+  )
+
+
+def load(
+  state: Arrays, given: Mapping[str, Any] | None = None, *, partial: bool = False
+) -> tuple[ConfigDict, dict[str, Any], Read]:
+  """Reads a checkpoint of another library.
+
+  Args:
+    state: their name -> array of floats.
+    given: its config.json, which says what shapes do not: heads, activation, epsilon.
+    partial: whether towers with gaps are read too.
+
+  Returns:
+    our config, with everything that the checkpoint does not say at its default; the
+    parameters {"towers": ..., "objective": ...}, f32, of config.model.scan = False; and
+    what was read.
+
+  Raises:
+    ValueError: another architecture, missing arrays of the towers, or shapes that
+      contradict each other.
+  """
+  given = given or {}
+  kind = recognise(state, given)
+  config = kind.describe(state, given)
+  image, text = describe.towers(config.model, kind)
+  state = {k: v for k, v in state.items() if not k.endswith(BUFFERS)}
+  shapes = _shapes(config.model)
+  found = rules.read(kind.rules(image, text), state, shapes)
+  gaps = [name for name in found.missing if not name.startswith("logit_")]
+  if gaps and not partial:
+    raise ValueError(
+      f"the checkpoint lacks {len(gaps)} arrays of a {kind.architecture}: "
+      f"{', '.join(gaps[: rules.SHOWN])}{', ...' * (len(gaps) > rules.SHOWN)}"
+    )
+  return config, traverse_util.unflatten_dict(found.params, sep="/"), found
+
+
+def save(
+  config: ConfigDict, params: Mapping[str, Any], library: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Writes our parameters as another library's; returns (state, config.json).
+
+  A bias of the patches, which CLIP has not, is added to their positions: the same
+  function, to rounding.
+
+  Args:
+    config: of the model.
+    params: {"towers": ..., "objective": ...}, scanned or not.
+    library: "hf" | "open_clip".
+
+  Raises:
+    ValueError: the library has no architecture for the model; says which keys of the
+      config keep it from that.
+  """
+  known = [f for f in FORMATS if f.library == library]
+  if not known:
+    raise ValueError(f"format {library!r}, expected one of {', '.join(LIBRARIES)}")
+  pool = {m.name: m.pool for m in configs.modalities(config.model)}.get("image")
+  kind = next((f for f in known if f.image["pool"] == pool), known[0])
+  model = ConfigDict(config.model)
+  flat = _flat(stacking.unstack_layers(dict(params)))
+  if not kind.image["stem_bias"] and model.modalities.image.stem_bias:
+    flat = _folded(flat)
+    model.modalities.image.stem_bias = False
+  image, text = describe.towers(model, kind)
+  state = rules.write(kind.rules(image, text), flat)
+  return state, kind.card(image, text, model.embed_dim)
+
+
+def _folded(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Moves the bias of the patches into their learned positions, if there are any."""
+  flat = dict(flat)
+  position = "towers/stem_image/position"
+  if position in flat:
+    bias = flat.pop("towers/stem_image/embed/bias")
+    flat[position] = flat[position] + bias[None]
+  return flat
+
+
+def _shapes(model: ConfigDict) -> dict[str, tuple[int, ...]]:
+  """Returns our path -> shape; of the objective, only scalars can come along."""
+  net = towers.build(model)
+  tree = jax.eval_shape(net.init, jax.random.key(0), configs.example(model))
+  shapes = {k: v.shape for k, v in _flat({"towers": tree["params"]}).items()}
+  scalars = ("infonce/log_scale", "siglip/log_scale", "siglip/bias")
+  return shapes | {f"objective/{name}": () for name in scalars}
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep="/")

@@ -1,0 +1,195 @@
+"""A checkpoint's shapes and config.json as our config, and what a config must be."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from model.encoders import config as configs
+from model.encoders.config import Modality
+from model.interop.rules import Arrays, Rule
+
+WHERE = "config.model"
+SIGLIP_LOSS = (("siglip", 1.0, dict(pairs=base.IMAGE_TEXT)),)
+# Preprocessing of the two families, where the checkpoint says nothing else.
+CLIP_PIXELS = dict(
+  mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+SIGLIP_PIXELS = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """One architecture of one library.
+
+  Attributes:
+    library: "hf" | "open_clip".
+    architecture: as that library calls it.
+    mark: the name of an array that only its checkpoints have.
+    describe: (state, its config.json or {}) -> our config.
+    image: keys of the image modality, and of its trunk, that it has no choice in.
+    text: the same of the text.
+    rules: (image, text) -> rules between its names and paths of our parameters.
+    card: our config -> its config.json.
+    pixels: mean and std of its images.
+  """
+
+  library: str
+  architecture: str
+  mark: str
+  describe: Callable[[Arrays, Mapping[str, Any]], ConfigDict]
+  image: Mapping[str, Any]
+  text: Mapping[str, Any]
+  rules: Callable[[Modality, Modality], list[Rule]]
+  card: Callable[[Modality, Modality, int], dict[str, Any]]
+  pixels: Mapping[str, Any]
+
+
+CLIP_IMAGE = dict(
+  stem="patches",
+  position="learned",
+  pool="cls",
+  stem_bias=False,
+  stem_norm=True,
+  project=True,
+  project_bias=False,
+  wide=False,
+  norm="layernorm",
+  causal=False,
+)
+CLIP_TEXT = CLIP_IMAGE | dict(stem="tokens", pool="last", stem_norm=False, causal=True)
+CLIP_TEXT.pop("stem_bias")
+SIGLIP_IMAGE = CLIP_IMAGE | dict(
+  pool="map", stem_bias=True, stem_norm=False, project=False
+)
+SIGLIP_TEXT = CLIP_TEXT | dict(causal=False, project_bias=True, pad=-1, eos=-1)
+
+
+def shape(state: Arrays, name: str, rank: int) -> tuple[int, ...]:
+  """Returns the shape of an array that the config is read from.
+
+  Raises:
+    ValueError: it is missing, or of another rank.
+  """
+  if name not in state:
+    raise ValueError(
+      f"the checkpoint lacks {name}, from whose shape the model is read: it is not "
+      "whole, or not of the architecture that its other arrays look like"
+    )
+  if state[name].ndim != rank:
+    raise ValueError(f"{name} has shape {state[name].shape}, expected {rank} axes")
+  return state[name].shape
+
+
+def depth(state: Arrays, blocks: str) -> int:
+  """Returns how many blocks are named `<blocks><i>.`."""
+  found = {
+    int(match[1])
+    for k in state
+    if (match := re.match(rf"{re.escape(blocks)}(\d+)\.", k))
+  }
+  if found != {*range(len(found))} or not found:
+    raise ValueError(
+      f"the checkpoint's blocks {blocks}* are {sorted(found)}, expected 0, 1, 2, ..."
+    )
+  return len(found)
+
+
+def size(n: int, patch: Sequence[int], channels: int) -> tuple[int, int, int]:
+  """Returns the size of a square image of n patches.
+
+  Raises:
+    ValueError: n is no square.
+  """
+  side = math.isqrt(n)
+  if side**2 != n:
+    raise ValueError(
+      f"the image tower has {n} positions of patches, expected a square: images that "
+      "are not square are not read"
+    )
+  return side * patch[0], side * patch[1], channels
+
+
+def heads(width: int, given: int | None) -> int:
+  """Returns the number of heads; unsaid, heads of 64, as CLIP's and SigLIP's have.
+
+  Raises:
+    ValueError: the heads do not divide the width.
+  """
+  count = given or max(width // 64, 1)
+  if width % count:
+    raise ValueError(
+      f"{count} heads do not divide the width {width}: what does config.json say?"
+    )
+  return count
+
+
+def two_towers(
+  name: str,
+  embed_dim: int,
+  trunks: tuple[dict[str, Any], dict[str, Any]],
+  image: dict[str, Any],
+  text: dict[str, Any],
+) -> ConfigDict:
+  """Returns a config with the trunks of (image, text) and their other keys."""
+  c = base.get_config()
+  c.name = name
+  c.model.embed_dim = embed_dim
+  c.model.trunk.update(trunks[0])
+  c.model.modalities.image = base.modality(**image)
+  c.model.modalities.text = base.modality(stem="tokens", **text)
+  own = {k: v for k, v in trunks[1].items() if v != c.model.trunk[k]}
+  c.model.modalities.text.trunk.update(own)
+  return c
+
+
+def towers(model: Mapping[str, Any], kind: Format) -> tuple[Modality, Modality]:
+  """Returns (image, text) of `config.model`, if the format can hold it.
+
+  Raises:
+    ValueError: it cannot; says every key that keeps it from that.
+  """
+  found = {m.name: m for m in configs.modalities(model)}
+  odd = []
+  if sorted(found) != ["image", "text"]:
+    odd.append(f"{WHERE}.modalities = {sorted(found)}, expected image and text")
+  if model["shared_trunk"]:
+    odd.append(f"{WHERE}.shared_trunk = True, expected False")
+  if configs.sparse(model):
+    odd.append(f"{WHERE}.moe makes it sparse, expected every = 0 and layers = ()")
+  for name, wanted in (("image", kind.image), ("text", kind.text)):
+    if name not in found:
+      continue
+    for key, value in wanted.items():
+      own = hasattr(found[name], key)
+      got = getattr(found[name] if own else found[name].trunk, key)
+      if got != value:
+        part = key if own else f"trunk.{key}"
+        odd.append(f"{WHERE}.modalities.{name}.{part} = {got!r}, expected {value!r}")
+  if not odd:
+    odd = _extent(found["image"], found["text"], kind)
+  if odd:
+    raise ValueError(
+      f"{kind.library}'s {kind.architecture} cannot hold this model:\n  "
+      + "\n  ".join(odd)
+    )
+  return found["image"], found["text"]
+
+
+def _extent(image: Modality, text: Modality, kind: Format) -> list[str]:
+  odd = []
+  if image.size[0] != image.size[1] or image.patch[0] != image.patch[1]:
+    odd.append(
+      f"{WHERE}.modalities.image.size = {image.size} and .patch = {image.patch}, "
+      "expected squares"
+    )
+  if "eos" not in kind.text and text.eos < 0:
+    odd.append(
+      f"{WHERE}.modalities.text.eos = -1, expected the id that ends a text: "
+      f"{kind.architecture} pools there"
+    )
+  return odd

@@ -1,0 +1,228 @@
+"""Hugging Face transformers: CLIPModel (arXiv 2103.00020), SiglipModel (2303.15343)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from model.encoders.config import Modality
+from model.interop import describe, rules
+from model.interop.describe import Format
+from model.interop.rules import Arrays, Rule
+
+# Activations: theirs -> ours; the last of equal ones is what we write.
+ACTIVATIONS = {
+  "gelu_new": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu": "gelu",
+  "quick_gelu": "quick_gelu",
+}
+_WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+_FIRST_EOS = 2  # of configs from before June 2023, which pool at the greatest id
+
+
+def _clip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
+  trunks = _trunks(state, given, act="quick_gelu", epsilon=1e-5)
+  trunks[1]["causal"] = True
+  n, _ = describe.shape(state, "vision_model.embeddings.position_embedding.weight", 2)
+  image = dict(pool="cls", stem_bias=False, stem_norm=True, **_pixels(state, n - 1))
+  text = _ids(state)
+  eos = given.get("text_config", {}).get("eos_token_id", _FIRST_EOS)
+  text["eos"] = text["vocab"] - 1 if eos == _FIRST_EOS else eos
+  embed_dim, _ = describe.shape(state, "visual_projection.weight", 2)
+  return describe.two_towers("clip", embed_dim, trunks, image, text)
+
+
+def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
+  trunks = _trunks(state, given, act="gelu_pytorch_tanh", epsilon=1e-6)
+  n, width = describe.shape(
+    state, "vision_model.embeddings.position_embedding.weight", 2
+  )
+  image = dict(pool="map", project=False, **_pixels(state, n))
+  text = dict(project_bias=True, **_ids(state))
+  c = describe.two_towers("siglip", width, trunks, image, text)
+  c.objective.options.losses = describe.SIGLIP_LOSS
+  return c
+
+
+def _trunks(
+  state: Arrays, given: Mapping[str, Any], act: str, epsilon: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the trunks of image and text; act and epsilon where nothing is said."""
+
+  def trunk(model: str) -> dict[str, Any]:
+    said = given.get(f"{model}_config") or {}
+    blocks = f"{model}_model.encoder.layers."
+    mlp, width = describe.shape(state, f"{blocks}0.mlp.fc1.weight", 2)
+    activation = said.get("hidden_act", act)
+    if activation not in ACTIVATIONS:
+      raise ValueError(
+        f"config.json has {model}_config.hidden_act = {activation!r}, expected one of "
+        f"{', '.join(ACTIVATIONS)}"
+      )
+    return dict(
+      width=width,
+      depth=describe.depth(state, blocks),
+      heads=describe.heads(width, said.get("num_attention_heads")),
+      mlp=mlp,
+      epsilon=said.get("layer_norm_eps", epsilon),
+      activation=ACTIVATIONS[activation],
+      causal=False,
+    )
+
+  return trunk("vision"), trunk("text")
+
+
+def _pixels(state: Arrays, n: int) -> dict[str, Any]:
+  name = "vision_model.embeddings.patch_embedding.weight"
+  _, channels, *patch = describe.shape(state, name, 4)
+  return dict(patch=tuple(patch), size=describe.size(n, patch, channels))
+
+
+def _ids(state: Arrays) -> dict[str, Any]:
+  embeddings = "text_model.embeddings"
+  vocab, _ = describe.shape(state, f"{embeddings}.token_embedding.weight", 2)
+  length, _ = describe.shape(state, f"{embeddings}.position_embedding.weight", 2)
+  return dict(vocab=vocab, length=length, pool="last", pad=-1)
+
+
+def _tower(m: Modality, model: str, last: str) -> list[Rule]:
+  """Returns the rules of the blocks and of the norm after them."""
+  out = rules.norm(f"towers/trunk_{m.name}/norm", f"{model}.{last}")
+  for i in range(m.trunk.depth):
+    ours = f"towers/trunk_{m.name}/block_{i:02d}"
+    theirs = f"{model}.encoder.layers.{i}"
+    attention = f"{theirs}.self_attn"
+    out += rules.norm(f"{ours}/norm1", f"{theirs}.layer_norm1")
+    for part, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+      weight, bias = f"{attention}.{name}.weight", f"{attention}.{name}.bias"
+      one = [f"{ours}/attention/{part}"]
+      out += rules.projections(one, weight, bias, m.trunk.heads)
+    out += rules.attended(
+      f"{ours}/attention/out", f"{attention}.out_proj", m.trunk.heads
+    )
+    out += rules.norm(f"{ours}/norm2", f"{theirs}.layer_norm2")
+    out += rules.linear(f"{ours}/mlp/up", f"{theirs}.mlp.fc1")
+    out += rules.linear(f"{ours}/mlp/down", f"{theirs}.mlp.fc2")
+  return out
+
+
+def _text(text: Modality) -> list[Rule]:
+  theirs = "text_model.embeddings"
+  return [
+    rules.one("towers/stem_text/embed/embedding", f"{theirs}.token_embedding.weight"),
+    rules.one("towers/stem_text/position", f"{theirs}.position_embedding.weight"),
+    *_tower(text, "text_model", "final_layer_norm"),
+  ]
+
+
+def _clip_rules(image: Modality, text: Modality) -> list[Rule]:
+  theirs = "vision_model.embeddings"
+  embed = "towers/stem_image/embed", f"{theirs}.patch_embedding"
+  return [
+    *rules.patches(*embed, image.patch, image.size[2], bias=False),
+    rules.class_token(
+      "towers/pool_image/cls",
+      "towers/stem_image/position",
+      f"{theirs}.class_embedding",
+      f"{theirs}.position_embedding.weight",
+    ),
+    *rules.norm("towers/norm_image", "vision_model.pre_layrnorm"),
+    *_tower(image, "vision_model", "post_layernorm"),
+    *rules.linear("towers/project_image", "visual_projection", bias=False),
+    *_text(text),
+    *rules.linear("towers/project_text", "text_projection", bias=False),
+    rules.one("objective/infonce/log_scale", "logit_scale"),
+  ]
+
+
+def _siglip_rules(image: Modality, text: Modality) -> list[Rule]:
+  theirs, head = "vision_model.embeddings", "vision_model.head"
+  embed = "towers/stem_image/embed", f"{theirs}.patch_embedding"
+  attention = "towers/pool_image/attention", f"{head}.attention"
+  return [
+    *rules.patches(*embed, image.patch, image.size[2], bias=True),
+    rules.one("towers/stem_image/position", f"{theirs}.position_embedding.weight"),
+    *_tower(image, "vision_model", "post_layernorm"),
+    rules.led("towers/pool_image/probe", f"{head}.probe", 2),
+    *rules.packed_attention(*attention, image.trunk.heads),
+    *rules.norm("towers/pool_image/norm", f"{head}.layernorm"),
+    *rules.linear("towers/pool_image/mlp/up", f"{head}.mlp.fc1"),
+    *rules.linear("towers/pool_image/mlp/down", f"{head}.mlp.fc2"),
+    *_text(text),
+    *rules.linear("towers/project_text", "text_model.head"),
+    rules.led("objective/siglip/log_scale", "logit_scale", 1),
+    rules.led("objective/siglip/bias", "logit_bias", 1),
+  ]
+
+
+def _card(image: Modality, text: Modality) -> dict[str, Any]:
+  """Returns what the config.json of both architectures has in common."""
+
+  def trunk(m: Modality) -> dict[str, Any]:
+    return dict(
+      hidden_size=m.trunk.width,
+      intermediate_size=m.trunk.mlp,
+      num_hidden_layers=m.trunk.depth,
+      num_attention_heads=m.trunk.heads,
+      hidden_act=_WRITTEN[m.trunk.activation],
+      layer_norm_eps=m.trunk.epsilon,
+    )
+
+  return dict(
+    dtype="float32",
+    vision_config=trunk(image)
+    | dict(
+      image_size=image.size[0], patch_size=image.patch[0], num_channels=image.size[2]
+    ),
+    text_config=trunk(text)
+    | dict(vocab_size=text.vocab, max_position_embeddings=text.length),
+  )
+
+
+def _clip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, Any]:
+  if text.eos == _FIRST_EOS and text.vocab > _FIRST_EOS + 1:
+    raise ValueError(
+      f"{describe.WHERE}.modalities.text.eos = {_FIRST_EOS}: transformers takes it for "
+      "a sign of old configs and pools at the greatest id instead"
+    )
+  card = _card(image, text) | dict(
+    architectures=["CLIPModel"], model_type="clip", projection_dim=embed_dim
+  )
+  for part in ("vision", "text"):
+    card[f"{part}_config"]["projection_dim"] = embed_dim
+  # Ids that the model itself has no use for, but that must be in the vocabulary.
+  ids = dict(eos_token_id=text.eos, bos_token_id=text.eos, pad_token_id=text.eos)
+  card["text_config"] |= ids
+  return card
+
+
+def _siglip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, Any]:
+  card = _card(image, text) | dict(architectures=["SiglipModel"], model_type="siglip")
+  card["text_config"] |= dict(projection_size=embed_dim)
+  return card
+
+
+CLIP = Format(
+  "hf",
+  "CLIPModel",
+  "vision_model.embeddings.class_embedding",
+  _clip,
+  describe.CLIP_IMAGE,
+  describe.CLIP_TEXT,
+  _clip_rules,
+  _clip_card,
+  describe.CLIP_PIXELS,
+)
+SIGLIP = Format(
+  "hf",
+  "SiglipModel",
+  "vision_model.head.probe",
+  _siglip,
+  describe.SIGLIP_IMAGE,
+  describe.SIGLIP_TEXT,
+  _siglip_rules,
+  _siglip_card,
+  describe.SIGLIP_PIXELS,
+)

@@ -1,0 +1,160 @@
+"""The command, by its files: from another library to Concord and back; bad input."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from model.interop import convert
+from tests.model.interop.models import clip, filled, same
+from tools import convert as tool
+from tools import explain_sharding
+from training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def model():
+  config = clip()
+  params = filled(config)
+  return config, params, convert.save(config, params, "hf")
+
+
+@pytest.fixture(scope="module")
+def source(model, tmp_path_factory):
+  """A folder as transformers writes it, in two parts, with a tokenizer."""
+  folder = tmp_path_factory.mktemp("clip")
+  _, _, (state, card) = model
+  names = sorted(state)
+  index = {}
+  for part, mine in (("a.safetensors", names[::2]), ("b.safetensors", names[1::2])):
+    safetensors.numpy.save_file({k: state[k] for k in mine}, folder / part)
+    index |= dict.fromkeys(mine, part)
+  text = json.dumps({"weight_map": index})
+  (folder / "model.safetensors.index.json").write_text(text)
+  (folder / "config.json").write_text(json.dumps(card))
+  (folder / "tokenizer.json").write_text("{}")
+  pixels = json.dumps(dict(image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3]))
+  (folder / "preprocessor_config.json").write_text(pixels)
+  return folder
+
+
+def call(source, to, library, *flags):
+  tool.main(["--from", str(source), "--to", str(to), "--format", library, *flags])
+
+
+def test_to_concord_and_back(model, source, tmp_path, capsys):
+  config, params, (state, card) = model
+  ours, theirs, other = tmp_path / "ours", tmp_path / "theirs", tmp_path / "other"
+  call(source, ours, "concord")
+  said = capsys.readouterr().out
+  assert "read: hf's CLIPModel" in said and "unused: none" in said
+  assert f"loaded: {len(state)} arrays of {len(state)}" in said
+  assert "copied, not converted: tokenizer.json, preprocessor_config.json" in said
+  assert f"--config {ours / 'config.py'} --config.init_from={ours}" in said
+
+  # The recipe makes the model, and config.init_from takes every array of it.
+  recipe = explain_sharding.load(str(ours / "config.py"))
+  assert recipe.model == config.model and recipe.name == "clip"
+  written = json.loads((ours / "config.json").read_text())
+  assert json.loads(recipe.to_json()) == written
+  assert recipe.data.eval_transforms[1:] == (
+    ("resize", dict(size=(8, 8))),
+    ("normalize", dict(mean=(0.1, 0.2, 0.3), std=(1, 2, 3))),
+  )
+  wanted = explain_sharding.abstract_params(recipe)
+  wanted["objective"] = {"infonce": {"log_scale": jax.ShapeDtypeStruct((), "float32")}}
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  places = jax.tree.map(lambda _: here, wanted)
+  got, odd = checkpoint.init_from(str(ours), wanted, places)
+  assert odd == []
+  same(got, params)
+
+  call(ours, theirs, "hf")
+  assert "read: a checkpoint of Concord's" in capsys.readouterr().out
+  same(safetensors.numpy.load_file(theirs / "model.safetensors"), state)
+  assert json.loads((theirs / "config.json").read_text()) == card
+  assert (theirs / "tokenizer.json").exists()
+  call(ours, other, "open_clip")
+  given = json.loads((other / "open_clip_config.json").read_text())
+  arrays = safetensors.numpy.load_file(other / "open_clip_model.safetensors")
+  again, back, _ = convert.load(arrays, given)
+  assert again == config
+  same(back, params)
+
+
+def test_a_file_without_config_in_half_precision(model, tmp_path, capsys):
+  state = model[2][0]
+  half = {k: v.astype(ml_dtypes.bfloat16) for k, v in state.items()}
+  half["extra"] = half.pop("logit_scale")
+  safetensors.numpy.save_file(half, tmp_path / "x.safetensors")
+  call(tmp_path / "x.safetensors", tmp_path / "out", "concord")
+  said = capsys.readouterr().out
+  assert "no config.json: heads of width 64" in said
+  assert "missing, as the model will initialise them: logit_scale" in said
+  assert "unused: extra" in said
+  got = checkpoint.read_params(str(tmp_path / "out"), "--from")
+  name = "text_model.embeddings.position_embedding.weight"
+  position = got["towers"]["stem_text"]["position"]
+  assert position.dtype == np.float32
+  np.testing.assert_array_equal(position, half[name].astype(np.float32))
+
+
+def broken(folder, kind, state, card):
+  """Writes a folder that cannot be converted."""
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps(card))
+  weights = folder / "model.safetensors"
+  if kind == "pickle":
+    (folder / "pytorch_model.bin").write_bytes(b"")
+  elif kind == "cut":
+    weights.write_bytes(b"\0" * 20)
+  elif kind == "architecture":
+    safetensors.numpy.save_file({"bert.pooler.weight": np.zeros(2)}, weights)
+  elif kind == "missing":
+    less = {k: v for k, v in state.items() if k != "visual_projection.weight"}
+    safetensors.numpy.save_file(less | {"logit_scale": np.zeros(())}, weights)
+  elif kind == "bias":
+    less = {k: v for k, v in state.items() if not k.endswith("0.mlp.fc1.bias")}
+    safetensors.numpy.save_file(less, weights)
+  elif kind == "shape":
+    odd = {"text_projection.weight": np.zeros((6, 5), np.float32)}
+    safetensors.numpy.save_file(state | odd, weights)
+
+
+@pytest.mark.parametrize(
+  ("kind", "error", "match"),
+  [
+    ("empty", FileNotFoundError, r"holds neither model\.safetensors nor open_clip_mo"),
+    ("pickle", ValueError, r"pytorch_model\.bin is a pickle.*safetensors\.torch\.save"),
+    ("cut", ValueError, r"model\.safetensors is not a whole safetensors file"),
+    ("architecture", ValueError, r"none of the architectures hf's CLIPModel"),
+    ("missing", ValueError, r"lacks visual_projection\.weight, from whose shape"),
+    ("bias", ValueError, r"lacks 2 arrays of a CLIPModel: .*layers\.0\.mlp\.fc1\.bias"),
+    ("shape", ValueError, r"text_projection\.weight: \(6, 5\), expected \(6, 4\)"),
+  ],
+)
+def test_bad_checkpoints(model, tmp_path, kind, error, match):
+  state, card = model[2]
+  broken(tmp_path / "bad", kind, state, card)
+  with pytest.raises(error, match=match):
+    call(tmp_path / "bad", tmp_path / "out", "concord")
+  assert not (tmp_path / "out").exists()
+
+
+def test_bad_flags(source, tmp_path):
+  with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
+    call(tmp_path / "nowhere", tmp_path / "out", "concord")
+  with pytest.raises(FileExistsError, match="is not empty: name another"):
+    call(source, source, "concord")
+  pickle = tmp_path / "x.pt"
+  pickle.write_bytes(b"")
+  with pytest.raises(ValueError, match=r"x\.pt is a pickle"):
+    call(pickle, tmp_path / "out", "concord")
+  (tmp_path / "run" / "state").mkdir(parents=True)
+  with pytest.raises(ValueError, match="is a checkpoint of Concord's already"):
+    call(tmp_path / "run", tmp_path / "out", "concord")
+  with pytest.raises(FileNotFoundError, match=r"no config\.json at .*what model"):
+    call(tmp_path / "run", tmp_path / "out", "hf")
