@@ -30,7 +30,7 @@ class Source:
 
   Image columns (a struct of bytes and path) become bytes, lists tuples, and `classes`
   holds the names of ClassLabel columns that are kept as label_<name>. Drops "unreadable
-  rows", "no <column>", and of images that are stored as paths "no path", "path outside
+  row", "no <column>", and of images that are stored as paths "no path", "path outside
   the root", "missing file", "file too large" and "unreadable file".
 
   Attributes:
@@ -115,10 +115,11 @@ class Source:
     row = i - (self._ends[part - 1] if part else 0)
     # pyarrow has a type of its own for each way in which a file can be damaged.
     try:
-      table = self._part(file, within)
-      values = {name: table[name][row].as_py() for name in table.column_names}
+      table = self._part(file, within).slice(row, 1)
+      table.validate(full=True)  # offsets that lead out of the file, and UTF-8
+      (values,) = table.to_pylist()
     except Exception as e:
-      raise Drop("unreadable rows") from e
+      raise Drop("unreadable row") from e
     root = self.root or str(epath.Path(self._files[file]).parent)
     columns = self.columns or tuple((name, name) for name in values)
     return {key: _value(values.get(name), name, root) for name, key in columns}
@@ -203,8 +204,6 @@ def _open_arrow(pa: Any, path: str) -> _Table:
   """Opens the stream of record batches that `datasets` writes; mapped, not read."""
   stream = pa.ipc.open_stream(_opened(pa, path))
   batches = list(stream)
-  for batch in batches:
-    batch.validate()  # offsets that lead out of the file
   rows = [batch.num_rows for batch in batches]
   return _Table(
     list(stream.schema.names),

@@ -5,6 +5,7 @@ c.data.options = dict(paths="pairs/{split}-*.tar")
 """
 
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 import functools
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from input_pipeline import tar_index, untrusted
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
+
+_INDEXERS = 8  # threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,10 @@ class Source:
 
   @functools.cached_property
   def _indices(self) -> tuple[tar_index.Index, ...]:
-    return tuple(tar_index.load(shard, self.index) for shard in self._shards)
+    # Threads, for shards in buckets: there each header is waited for.
+    with futures.ThreadPoolExecutor(_INDEXERS) as pool:
+      load = functools.partial(tar_index.load, folder=self.index)
+      return tuple(pool.map(load, self._shards))
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:

@@ -202,7 +202,7 @@ class TestParquet:
     data = bytearray((photos / "train-0.parquet").read_bytes())
     data[4:60] = bytes(56)  # the first pages, not the table of contents
     (photos / "train-0.parquet").write_bytes(bytes(data))
-    assert "unreadable rows" in read_all(parquet.Source(paths=path))
+    assert "unreadable row" in read_all(parquet.Source(paths=path))
     (photos / "train-0.parquet").write_bytes(b"PAR1" + bytes(40))
     with pytest.raises(ValueError, match="neither Parquet nor"):
       parquet.Source(paths=path)
@@ -221,6 +221,13 @@ class TestParquet:
     self.check(paths=str(photos / "set"), root=str(photos))
     with pytest.raises(FileNotFoundError, match=r"no state\.json"):
       parquet.Source(paths=str(photos / "set"), split="test")
+    data = (folder / "data-0.arrow").read_bytes()
+    start = data.find(b"abc")  # the texts of the first three rows
+    data = data[:start] + b"a\xffc" + data[start + 3 :]
+    (folder / "data-0.arrow").write_bytes(data)
+    source = parquet.Source(paths=str(photos / "set"), columns={"text": "captions"})
+    want = [{"captions": "a"}, "unreadable row", {"captions": "c"}, "no text"]
+    assert read_all(source) == want
     state["_data_files"] = [{"filename": "../../../secret.jpg"}]
     (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="outside the root"):
