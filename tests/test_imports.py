@@ -25,7 +25,7 @@ MAY = {
   "model.heads": ("model.layers",),
   "model.losses": (),
   "model.losses.reduce": ("model.losses", "sharding.mesh"),  # the ambient mesh
-  "model.interop": ("configs", "model.encoders"),
+  "model.interop": ("configs", "model.encoders", "model.layers"),
   "model.views": (),
   "model.objectives": ("model.losses", "model.heads", "model.views"),
   "sharding": (),

@@ -9,8 +9,8 @@ model/interop. For `concord` it writes a checkpoint for config.init_from, config
 and a recipe, config.py; for `hf` and `open_clip` what these libraries load from a
 folder. Pickles (.bin, .pt) are refused: they run code when they are read.
 
-Files of tokenizers and preprocessing are copied as they are. Mean, std and size are
-recorded in config.data.eval_transforms; Concord's pipeline does not run other
+What is done to images is recorded in config.data.eval_transforms, and written from
+there. Files of tokenizers are copied as they are: Concord's pipeline does not run other
 libraries' tokenizers.
 """
 
@@ -27,15 +27,17 @@ import numpy as np
 import safetensors.numpy
 
 from configs import base
-from model.interop import convert
+from model.interop import adapt, convert
+from model.interop.describe import Format
 from model.interop.rules import SHOWN, Read
 from training import checkpoint
 
 FORMATS = ("concord", *convert.LIBRARIES)
-WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
-CONFIGS = ("config.json", "open_clip_config.json")
+WEIGHTS = dict(hf="model.safetensors", open_clip="open_clip_model.safetensors")
+CONFIGS = dict(hf="config.json", open_clip="open_clip_config.json")
+PROCESSOR = "preprocessor_config.json"  # of hf
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What tokenizers and image processors are made of, by the names that libraries give it.
+# What tokenizers are made of, by the names that libraries give it.
 BESIDE = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -44,8 +46,6 @@ BESIDE = (
   "merges.txt",
   "spiece.model",
   "tokenizer.model",
-  "preprocessor_config.json",
-  "processor_config.json",
 )
 
 
@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("--to", required=True, help="a new folder")
   parser.add_argument("--format", required=True, choices=FORMATS, help="to write")
+  parser.add_argument(
+    "--size", type=int, default=0, help="of images, in pixels: resizes the positions"
+  )
+  parser.add_argument("--vocab", type=int, default=0, help="more ids, behind the old")
   parser.add_argument(
     "--partial", action="store_true", help="read towers with missing arrays, too"
   )
@@ -81,23 +85,22 @@ def run(flags: argparse.Namespace) -> str:
     raise FileNotFoundError(f"--from {source}: no such file or folder")
   if to.exists() and any(to.iterdir()):
     raise FileExistsError(f"--to {to} is not empty: name another folder")
-  if is_concord(source):
-    if flags.format == "concord":
-      raise ValueError(f"--from {source} is a checkpoint of Concord's already")
-    config, params = own(flags.source)
-    lines = [f"read: a checkpoint of Concord's, {_count(params)}"]
-  else:
-    state, given, folder = others(source)
-    config, params, found = convert.load(state, given, partial=flags.partial)
-    preprocess(config, state, given, folder)
-    lines = report(state, given, found)
+  if is_concord(source) and flags.format == "concord":
+    raise ValueError(f"--from {source} is a checkpoint of Concord's already")
+  read = own if is_concord(source) else foreign
+  config, params, lines = read(flags)
+  config, params, resized = adapt.adapted(
+    config, params, size=flags.size, vocab=flags.vocab
+  )
+  lines.append(f"resized: {', '.join(resized) or 'none'}")
   if flags.format == "concord":
     checkpoint.write_params(flags.to, params)
     checkpoint.save_config(flags.to, config)
     (to / "config.py").write_text(recipe(config, source.name))
     use = f"--config {to / 'config.py'} --config.init_from={to}"
   else:
-    write(to, flags.format, *convert.save(config, params, flags.format))
+    state, card = convert.save(config, params, flags.format)
+    write(to, flags.format, state, card, pixels_in(config))
     use = str(to)
   lines += copied(source if source.is_dir() else source.parent, to)
   return "\n".join([*lines, f"use it: {use}"])
@@ -109,22 +112,44 @@ def is_concord(path: pathlib.Path) -> bool:
   return path.is_dir() and any(p.is_dir() for p in found)
 
 
-def own(source: str) -> tuple[ConfigDict, dict[str, Any]]:
-  """Returns (config, parameters) of a checkpoint of Concord's.
+def own(flags: argparse.Namespace) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+  """Returns (config, parameters, lines on them) of a checkpoint of Concord's.
 
   Raises:
     FileNotFoundError: no checkpoint, or no config.json.
   """
-  folder = pathlib.Path(checkpoint.step_folder(source, "--from"))
+  folder = pathlib.Path(checkpoint.step_folder(flags.source, "--from"))
   paths = [folder / "config.json", folder.parents[1] / "config.json"]
   for path in paths:
     if path.exists():
-      params = checkpoint.read_params(source, "--from")
-      return ConfigDict(json.loads(path.read_text())), params
+      params = checkpoint.read_params(flags.source, "--from")
+      config = ConfigDict(json.loads(path.read_text()))
+      return config, params, [f"read: a checkpoint of Concord's, {_count(params)}"]
   raise FileNotFoundError(
-    f"--from {source}: no config.json at {paths[0]} or {paths[1]}, which would say "
+    f"--from {folder}: no config.json at {paths[0]} or {paths[1]}, which would say "
     "what model the parameters are of"
   )
+
+
+def foreign(flags: argparse.Namespace) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+  """Returns (config, parameters, report) of another library's checkpoint.
+
+  The preprocessing of images is recorded in config.data.eval_transforms.
+
+  Raises:
+    FileNotFoundError: a folder without weights.
+    ValueError: what `others` and `model.interop.convert.load` refuse.
+  """
+  state, given, folder = others(pathlib.Path(flags.source))
+  config, params, found = convert.load(state, given, partial=flags.partial)
+  kind = convert.recognise(state, given)
+  crop, pixels = preprocessing(kind.pixels, given, folder)
+  config.data.eval_transforms = (
+    ("decode_image", {}),
+    ("resize", dict(crop=crop)),  # to config.model.modalities.image.size
+    ("normalize", pixels),
+  )
+  return config, params, report(kind, state, given, found)
 
 
 def others(
@@ -143,7 +168,7 @@ def others(
       state |= safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as e:
       raise ValueError(f"--from {path} is not a whole safetensors file: {e}") from e
-  for name in CONFIGS:
+  for name in CONFIGS.values():
     if (folder / name).exists():
       return state, json.loads((folder / name).read_text()), folder
   return state, {}, folder
@@ -160,7 +185,7 @@ def weights(source: pathlib.Path) -> list[pathlib.Path]:
     if source.suffix in PICKLES:
       raise ValueError(_pickle(source))
     return [source]
-  for name in WEIGHTS:
+  for name in WEIGHTS.values():
     if (source / name).exists():
       return [source / name]
     index = source / f"{name}.index.json"
@@ -171,8 +196,8 @@ def weights(source: pathlib.Path) -> list[pathlib.Path]:
     if path.suffix in PICKLES:
       raise ValueError(_pickle(path))
   raise FileNotFoundError(
-    f"--from {source} holds neither {' nor '.join(WEIGHTS)}, nor a checkpoint of "
-    "Concord's"
+    f"--from {source} holds neither {' nor '.join(WEIGHTS.values())}, nor a checkpoint "
+    "of Concord's"
   )
 
 
@@ -185,25 +210,30 @@ def _pickle(path: pathlib.Path) -> str:
   )
 
 
-def preprocess(
-  config: ConfigDict,
-  state: Mapping[str, np.ndarray],
-  given: Mapping[str, Any],
-  folder: pathlib.Path,
-) -> None:
-  """Records size, mean and std of the images in config.data.eval_transforms."""
-  pixels = dict(convert.recognise(state, given).pixels)
+def preprocessing(
+  pixels: Mapping[str, Any], given: Mapping[str, Any], folder: pathlib.Path
+) -> tuple[float, dict[str, Any]]:
+  """Returns (crop, {mean, std}): what the checkpoint's files say, else `pixels`."""
   path = folder / "preprocessor_config.json"
   said = json.loads(path.read_text()) if path.exists() else {}
   said = {k.removeprefix("image_"): v for k, v in said.items()}
   said |= given.get("preprocess_cfg") or {}
-  pixels |= {k: tuple(said[k]) for k in pixels if k in said}
-  size = tuple(config.model.modalities.image.size[:2])
-  config.data.eval_transforms = (
-    ("decode_image", {}),
-    ("resize", dict(size=size)),
-    ("normalize", pixels),
-  )
+  crop = pixels["crop"]
+  if "do_center_crop" in said:
+    crop = float(bool(said["do_center_crop"]))
+  if "resize_mode" in said:
+    crop = float(said["resize_mode"] == "shortest")
+  return crop, {k: tuple(said.get(k, pixels[k])) for k in ("mean", "std")}
+
+
+def pixels_in(config: ConfigDict) -> dict[str, Any]:
+  """Returns {mean, std, crop} of config.data.eval_transforms; {} if none normalises."""
+  steps = {name: options for name, options in config.data.eval_transforms}
+  if "normalize" not in steps:
+    return {}
+  crop = steps.get("resize", {}).get("crop", 0.0)
+  mean, std = (steps["normalize"].get(k, (0.5,) * 3) for k in ("mean", "std"))
+  return dict(mean=list(mean), std=list(std), crop=crop)
 
 
 def recipe(config: ConfigDict, source: str) -> str:
@@ -232,21 +262,40 @@ def _changes(config: ConfigDict, default: ConfigDict) -> dict[str, Any]:
 
 
 def write(
-  to: pathlib.Path, library: str, state: Mapping[str, np.ndarray], card: dict[str, Any]
+  to: pathlib.Path,
+  library: str,
+  state: Mapping[str, np.ndarray],
+  card: dict[str, Any],
+  pixels: Mapping[str, Any],
 ) -> None:
-  """Writes the arrays and the config under the names that a library looks for."""
-  at = ("hf", "open_clip").index(library)
+  """Writes arrays, config and preprocessing by the names that a library looks for."""
   to.mkdir(parents=True, exist_ok=True)
   # transformers refuses files that do not say for whom they are.
-  safetensors.numpy.save_file(dict(state), to / WEIGHTS[at], metadata={"format": "pt"})
-  (to / CONFIGS[at]).write_text(json.dumps(card, indent=1, sort_keys=True))
+  files = WEIGHTS[library], CONFIGS[library]
+  safetensors.numpy.save_file(dict(state), to / files[0], metadata={"format": "pt"})
+  if pixels and library == "open_clip":
+    mode = "shortest" if pixels["crop"] else "squash"
+    said = dict(mean=pixels["mean"], std=pixels["std"], resize_mode=mode)
+    card = card | dict(preprocess_cfg=said | dict(interpolation="bicubic"))
+  elif pixels:
+    side, crop = card["vision_config"]["image_size"], bool(pixels["crop"])
+    whole = dict(height=side, width=side)
+    said = dict(
+      image_processor_type="CLIPImageProcessor",
+      image_mean=pixels["mean"],
+      image_std=pixels["std"],
+      do_center_crop=crop,
+      crop_size=whole,
+      size=dict(shortest_edge=side) if crop else whole,
+    )
+    (to / PROCESSOR).write_text(json.dumps(said, indent=1, sort_keys=True))
+  (to / files[1]).write_text(json.dumps(card, indent=1, sort_keys=True))
 
 
 def report(
-  state: Mapping[str, np.ndarray], given: Mapping[str, Any], found: Read
+  kind: Format, state: Mapping[str, np.ndarray], given: Mapping[str, Any], found: Read
 ) -> list[str]:
   """Returns lines on what was loaded, is missing and has no use."""
-  kind = convert.recognise(state, given)
   lines = [
     f"read: {kind.library}'s {kind.architecture}, {_count(found.params)}",
     f"loaded: {len(found.loaded)} arrays of {len(state)}",
@@ -267,7 +316,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def copied(folder: pathlib.Path, to: pathlib.Path) -> list[str]:
-  """Copies files of tokenizers and preprocessing; returns a line on it, if any."""
+  """Copies files of tokenizers; returns a line on it, if any."""
   names = [name for name in BESIDE if (folder / name).exists()]
   for name in names:
     shutil.copy(folder / name, to / name)

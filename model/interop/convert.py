@@ -1,6 +1,7 @@
 """Whole checkpoints of other libraries to our config and parameters, and back."""
 
 from collections.abc import Mapping
+import copy
 from typing import Any
 
 from flax import traverse_util
@@ -98,7 +99,7 @@ def save(
     raise ValueError(f"format {library!r}, expected one of {', '.join(LIBRARIES)}")
   pool = {m.name: m.pool for m in configs.modalities(config.model)}.get("image")
   kind = next((f for f in known if f.image["pool"] == pool), known[0])
-  model = ConfigDict(config.model)
+  model = copy.deepcopy(config.model)
   flat = _flat(stacking.unstack_layers(dict(params)))
   if not kind.image["stem_bias"] and model.modalities.image.stem_bias:
     flat = _folded(flat)

@@ -17,9 +17,11 @@ WHERE = "config.model"
 SIGLIP_LOSS = (("siglip", 1.0, dict(pairs=base.IMAGE_TEXT)),)
 # Preprocessing of the two families, where the checkpoint says nothing else.
 CLIP_PIXELS = dict(
-  mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+  crop=1.0,  # the shorter side resized, a square from the middle
+  mean=(0.48145466, 0.4578275, 0.40821073),
+  std=(0.26862954, 0.26130258, 0.27577711),
 )
-SIGLIP_PIXELS = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+SIGLIP_PIXELS = dict(crop=0.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Format:
     text: the same of the text.
     rules: (image, text) -> rules between its names and paths of our parameters.
     card: our config -> its config.json.
-    pixels: mean and std of its images.
+    pixels: mean and std of its images, and the option `crop` of our resize.
   """
 
   library: str

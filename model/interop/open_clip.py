@@ -1,6 +1,7 @@
 """open_clip: ViT CLIP (arXiv 2103.00020), and SigLIP (2303.15343) on timm's ViT."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -294,9 +295,17 @@ def _timm_name(image: Modality) -> str:
   return name
 
 
+def mlp_ratio(width: int, mlp: int) -> float:
+  """Returns the ratio that open_clip multiplies the width by, and rounds down."""
+  ratio = mlp / width
+  return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
+
+
 def _card(m: Modality) -> dict[str, Any]:
   t = m.trunk
-  said: dict[str, Any] = dict(width=t.width, layers=t.depth, mlp_ratio=t.mlp / t.width)
+  said: dict[str, Any] = dict(
+    width=t.width, layers=t.depth, mlp_ratio=mlp_ratio(t.width, t.mlp)
+  )
   said["norm_kwargs"] = dict(eps=t.epsilon)
   if t.activation == "gelu_tanh":
     said["act_kwargs"] = dict(approximate="tanh")

@@ -52,7 +52,7 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   said = capsys.readouterr().out
   assert "read: hf's CLIPModel" in said and "unused: none" in said
   assert f"loaded: {len(state)} arrays of {len(state)}" in said
-  assert "copied, not converted: tokenizer.json, preprocessor_config.json" in said
+  assert "copied, not converted: tokenizer.json\n" in said
   assert f"--config {ours / 'config.py'} --config.init_from={ours}" in said
 
   # The recipe makes the model, and config.init_from takes every array of it.
@@ -61,7 +61,7 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   written = json.loads((ours / "config.json").read_text())
   assert json.loads(recipe.to_json()) == written
   assert recipe.data.eval_transforms[1:] == (
-    ("resize", dict(size=(8, 8))),
+    ("resize", dict(crop=1.0)),
     ("normalize", dict(mean=(0.1, 0.2, 0.3), std=(1, 2, 3))),
   )
   wanted = explain_sharding.abstract_params(recipe)
@@ -77,8 +77,13 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   same(safetensors.numpy.load_file(theirs / "model.safetensors"), state)
   assert json.loads((theirs / "config.json").read_text()) == card
   assert (theirs / "tokenizer.json").exists()
+  pixels = json.loads((theirs / "preprocessor_config.json").read_text())
+  assert pixels["image_mean"] == [0.1, 0.2, 0.3] and pixels["image_std"] == [1, 2, 3]
+  assert pixels["size"] == {"shortest_edge": 8} and pixels["do_center_crop"]
   call(ours, other, "open_clip")
   given = json.loads((other / "open_clip_config.json").read_text())
+  assert given["preprocess_cfg"]["mean"] == [0.1, 0.2, 0.3]
+  assert given["preprocess_cfg"]["resize_mode"] == "shortest"
   arrays = safetensors.numpy.load_file(other / "open_clip_model.safetensors")
   again, back, _ = convert.load(arrays, given)
   assert again == config
@@ -100,6 +105,18 @@ def test_a_file_without_config_in_half_precision(model, tmp_path, capsys):
   position = got["towers"]["stem_text"]["position"]
   assert position.dtype == np.float32
   np.testing.assert_array_equal(position, half[name].astype(np.float32))
+
+
+def test_sizes_and_ids_are_resized_on_the_way(source, tmp_path, capsys):
+  call(source, tmp_path / "out", "concord", "--size", "12", "--vocab", "10")
+  said = capsys.readouterr().out
+  assert "resized: images of (8, 8, 3) -> (12, 12, 3), ids 9 -> 10" in said
+  recipe = explain_sharding.load(str(tmp_path / "out" / "config.py"))
+  assert recipe.data.eval_transforms[1] == ("resize", dict(crop=1.0))
+  wanted = checkpoint.flatten(explain_sharding.abstract_params(recipe))
+  got = checkpoint.read_params(str(tmp_path / "out"), "--from")
+  del got["objective"]
+  assert checkpoint.differences(checkpoint.flatten(got), wanted) == []
 
 
 def broken(folder, kind, state, card):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from model.encoders import stacking
-from model.interop import convert
+from model.interop import convert, open_clip
 from tests.model.interop.models import clip, filled, same, siglip
 
 CASES = {
@@ -96,13 +96,13 @@ def test_without_config_json_heads_are_64_wide_and_the_default_activation_is_tak
   assert convert.load(state)[0] == c
 
 
-def test_activations_and_epsilon_travel():
-  for act, library in [("gelu", "hf"), ("gelu_tanh", "hf"), ("quick_gelu", "open_clip"),
-                       ("gelu_tanh", "open_clip")]:  # fmt: skip
-    c = clip(activation=act, epsilon=1e-3)
-    card = convert.save(c, filled(c), library)[1]
-    state = convert.save(c, filled(c), library)[0]
-    assert convert.load(state, card)[0] == c
+@pytest.mark.parametrize(
+  ("library", "activation"),
+  [("hf", "gelu"), ("hf", "gelu_tanh"), ("open_clip", "gelu_tanh")],
+)
+def test_activations_and_epsilon_travel(library, activation):
+  c = clip(activation=activation, epsilon=1e-3)
+  assert convert.load(*convert.save(c, filled(c), library))[0] == c
 
 
 def test_the_bias_of_patches_goes_into_their_positions():
@@ -110,9 +110,16 @@ def test_the_bias_of_patches_goes_into_their_positions():
   config.model.modalities.image.stem_bias = True
   params = filled(config)
   _, back, _ = convert.load(*convert.save(config, params, "hf"))
+  assert config.model.modalities.image.stem_bias
   stem = params["towers"]["stem_image"]
   want = stem["position"] + stem["embed"]["bias"]
   np.testing.assert_array_equal(back["towers"]["stem_image"]["position"], want)
+
+
+def test_widths_survive_the_ratio_that_open_clip_keeps():
+  for width in (49, 98, 1152):
+    for mlp in (1, 97, 4304):
+      assert int(width * open_clip.mlp_ratio(width, mlp)) == mlp
 
 
 def changed(path, value):

@@ -69,7 +69,7 @@ def test_every_layer_is_the_same_in_both_directions(library, name):
   with peers.quiet():
     model = peers.randomised(torch, open_clip.model.CLIP(**card))
   state = peers.state_of(model)
-  config, params, found = convert.load(state, {"model_cfg": card})
+  config, params, found = convert.load(state, {"model_cfg": card}, {})
   assert found.missing == () and found.unused == ()
   batch, their_batch = peers.batch_of(config.model.modalities.text.eos)
   with peers.quiet():
@@ -97,7 +97,7 @@ def test_files_of_the_command_load_in_the_peer(library, tmp_path):
   with peers.quiet():
     model = peers.randomised(torch, open_clip.model.CLIP(**card))
   state = peers.state_of(model)
-  tool.write(pathlib.Path(theirs_at), "open_clip", state, {"model_cfg": card})
+  tool.write(pathlib.Path(theirs_at), "open_clip", state, {"model_cfg": card}, {})
   tool.main(["--from", theirs_at, "--to", ours_at, "--format", "concord"])
   tool.main(["--from", ours_at, "--to", back_at, "--format", "open_clip"])
   with peers.quiet():
@@ -182,6 +182,9 @@ def test_the_shapes_of_whole_siglip_models_are_theirs(library, name):
   config = kind.describe(state, card)
   image, text = describe.towers(config.model, kind)
   given = kind.card(image, text, config.model.embed_dim)["model_cfg"]
+  width, ratio = (given["text_cfg"][key] for key in ("width", "mlp_ratio"))
+  assert int(width * ratio) == config.model.trunk.mlp
+  given["text_cfg"].pop("mlp_ratio")
   for part in ("vision_cfg", "text_cfg"):
     told = {k: v for k, v in given[part].items() if k in card[part]}
     assert told == {k: v for k, v in card[part].items() if k in told}
