@@ -61,7 +61,9 @@ def test_it_gets_embeddings_that_are_not_normalised():
   }
   objective = contrastive.Objective(losses=(("barlow", 1.0, {}),))
   key = jax.random.key(0)
-  out = objective({}, {}, lambda _: {m: Encoded(x) for m, x in z.items()}, {}, key, 0)
+  out = objective(
+    {}, {}, lambda _, using: {m: Encoded(x) for m, x in z.items()}, {}, key, 0
+  )
   np.testing.assert_allclose(out.loss, run(barlow.Loss(), z, {})[0][0], rtol=1e-6)
   unit = run(barlow.Loss(), slopes.unit(B, D), {})[0][0]
   assert abs(float(out.loss - unit)) > 1e-2
