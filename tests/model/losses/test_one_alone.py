@@ -28,7 +28,7 @@ def lowered():
   config = base.get_config()
   config.mesh.data = 1
   objective = setup_lib.build(config, devices=jax.devices()[:1]).objective
-  (_, _, _, loss), = objective.parts
+  (_, _, _, loss), = objective.terms
   x = jax.ShapeDtypeStruct((8, 4), np.float32)
   def f(params, z):
     return loss(params, z, {})[0]
