@@ -19,6 +19,7 @@ import numpy as np
 from input_pipeline import atomic, records, untrusted
 
 BLOCK = 512
+ENDING = ".index"
 _VERSION = 1
 _MAX_NAME = 2**16  # bytes of a long name or of extended headers
 REASONS = (
@@ -95,9 +96,10 @@ def load(shard: str, folder: str = "") -> Index:
     ValueError: it is compressed, or the index cannot be written.
   """
   path = epath.Path(shard)
-  target = path.parent / f"{path.name}.index"
+  target = path.parent / f"{path.name}{ENDING}"
   if folder:  # shards of several folders may have one name
-    target = epath.Path(folder) / f"{path.name}.{zlib.crc32(shard.encode()):08x}.index"
+    name = f"{path.name}.{zlib.crc32(shard.encode()):08x}{ENDING}"
+    target = epath.Path(folder) / name
   length = path.stat().length
   found = _read(target, length)
   if found is not None:

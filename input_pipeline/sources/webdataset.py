@@ -70,7 +70,9 @@ class Source:
 
   @functools.cached_property
   def _shards(self) -> tuple[str, ...]:
-    return untrusted.all_matches(self.paths, self.split)
+    found = untrusted.all_matches(self.paths, self.split)
+    ours = (tar_index.ENDING, ".part")  # beside the shards, and under a wide glob
+    return tuple(file for file in found if not file.endswith(ours))
 
   @functools.cached_property
   def _indices(self) -> tuple[tar_index.Index, ...]:

@@ -70,6 +70,7 @@ def test_every_sample_by_itself(tmp_path, form):
     source[9]
   again = pickle.loads(pickle.dumps(source))
   assert again == source and again[5] == source[5]
+  assert len(webdataset.Source(paths=str(tmp_path / "{split}*"))) == 9  # no indices
   with pytest.raises(FileNotFoundError, match=r"config\.data\.options\.paths"):
     webdataset.Source(paths=str(tmp_path / "{split}-*.tar"), split="test")
 
