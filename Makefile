@@ -29,7 +29,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python -m tools.report $(DEMO) --beside docs/results/limoe_emoji.json docs/results/clip_emoji.json
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu and not net" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu and not tpu and not net" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow

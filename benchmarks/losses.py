@@ -14,8 +14,10 @@ not what a network does.
 
 import argparse
 from collections.abc import Callable, Sequence
+import json
 import math
 import os
+import pathlib
 import statistics
 import sys
 import time
@@ -145,6 +147,30 @@ def line(row: Row) -> str:
   return text
 
 
+def table(reports: Sequence[dict[str, Any]]) -> str:
+  """Returns markdown: a row per loss and number of devices, a column per strategy.
+
+  A cell is MiB of temporaries at the largest batch, and how they grew from the one
+  before it.
+  """
+  rows = [row for report in reports for row in report["results"]]
+  largest = max(row["batch"] for row in rows)
+  cells: dict[tuple, dict[str, str]] = {}
+  for row in (row for row in rows if row["batch"] == largest):
+    key = row["loss"], row["devices"], row["batch"]
+    cell = "does not fit"
+    if row.get("fits", True):
+      cell = f"{row['temp_bytes'] / 2**20:,.1f}"
+      cell += f", b^{row['slope']:.1f}" if "slope" in row else ""
+    cells.setdefault(key, {})[row["strategy"]] = cell
+  columns = [c for c in (*STRATEGIES, "-") if any(c in r for r in cells.values())]
+  names = ["no strategies" if c == "-" else c for c in columns]
+  lines = [["loss", "devices", "batch", *names], ["---"] * (3 + len(columns))]
+  for (name, devices, b), found in cells.items():
+    lines.append([name, str(devices), f"{b:,}", *(found.get(c, "") for c in columns)])
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the command line."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.losses")
@@ -159,6 +185,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--devices", type=int, nargs="+", default=[1, DEVICES])
   parser.add_argument("--time", type=int, default=1024, help="largest batch to run")
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--table", nargs="+", metavar="FILE", help="prints such files")
   parser.add_argument("--aot", metavar="TOPOLOGY", help="compile for it; runs nothing")
   return parser.parse_args(argv)
 
@@ -166,6 +193,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
   """Measures, prints, and writes JSON if asked to."""
   args = arguments(argv)
+  if args.table:
+    print(table([json.loads(pathlib.Path(f).read_text()) for f in args.table]))
+    return
   if args.aot:
     from tools import topology
 
@@ -182,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     command=turns.command("benchmarks.losses", argv),
     device=device,
     cores=os.cpu_count(),
+    xla_flags=os.environ.get("XLA_FLAGS", ""),
     versions=environment.describe()["versions"],
     **{k: getattr(args, k) for k in told},
     results=rows,

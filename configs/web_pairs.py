@@ -3,6 +3,11 @@
 Nobody but you has your pairs: name a TFDS dataset (ArrayRecord files) whose examples
 have an image and a text, `--config configs/clip_b16.py:data=my_pairs`. The tokenizer is
 a sentencepiece model trained on your captions, made when the run first starts.
+
+Other formats, by flags (see the README's table):
+--config.data.source=webdataset --config.data.options='{"paths": "pairs/{split}-*.tar"}'
+--config.data.source=jsonl --config.data.options='{"paths": "pairs/{split}.jsonl"}'
+--config.data.source=image_folder --config.data.options='{"root": "photos/{split}"}'
 """
 
 from ml_collections import ConfigDict

@@ -236,8 +236,9 @@ def _captions(config: Any) -> Iterator[str]:
     values = captions.values() if isinstance(captions, Mapping) else (captions,)
     for value in values:
       for text in (value,) if isinstance(value, str | bytes) else _as_iterable(value):
-        yield text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        raw = text if isinstance(text, bytes) else str(text).encode("utf-8", "replace")
+        yield raw.decode("utf-8", "replace")
 
 
 def _as_iterable(value: Any) -> Iterable[Any]:
-  return value
+  return value if isinstance(value, Iterable) else ()

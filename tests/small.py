@@ -13,7 +13,7 @@ def tiny(**changes):
   c.total_steps = 10
   c.optimizer.update(dict(warmup=2, lr=1e-2))
   c.model.embed_dim = 8
-  c.model.trunk.update(dict(width=16, depth=2, heads=2, mlp=32))
+  c.model.trunk.update(dict(width=16, depth=1, heads=2, mlp=32))
   c.model.modalities.image.update(dict(size=(8, 8, 3), patch=(4, 4)))
   c.model.modalities.text.update(dict(vocab=32, length=6))
   c.mesh.data = 1
@@ -24,6 +24,7 @@ def tiny(**changes):
 def limoe(**changes):
   c = tiny(**changes)
   c.model.shared_trunk = True
+  c.model.trunk.depth = 2
   c.model.moe.update(dict(every=2, experts=4, group=4, capacity=4.0, noise=1.0))
   c.model.moe.min_experts.update(dict(text=3.999, image=3.999))
   # local entropy of both modalities: every kind of loss is on

@@ -55,8 +55,9 @@ def line_of(c: Collective, embed_dim: int) -> str:
   """Returns the line, one of LINES, of a collective."""
   if c.kind == "all-to-all":
     return "exchange"
-  embeddings = re.fullmatch(rf"f32\[\d+,{embed_dim}\]", c.shape)
-  if embeddings and ("shard_map" in c.source or not c.source):
+  rows = re.fullmatch(rf"f32\[(?:1,)*(\d+),{embed_dim}\]", c.shape)
+  # A square is a projection's gradient.
+  if rows and int(rows[1]) != embed_dim and ("shard_map" in c.source or not c.source):
     return "loss"
   return "weights" if c.axes == ("fsdp",) else "gradients"
 

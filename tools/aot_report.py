@@ -113,7 +113,7 @@ def short(results: Sequence[Mapping[str, Any]]) -> str:
   """Returns the markdown table of the README: the train steps of sparse models."""
   rows = []
   for r in results:
-    if r["step"] != "train" or _dense(r) or r["set"]:
+    if r["step"] != "train" or _dense(r):
       continue
     e = r.get("estimate")
     row = [_name(r), _chips(r), f"{r['batch_size']:,}", _size(r)]
@@ -141,7 +141,8 @@ def _dense(r: Mapping[str, Any]) -> bool:
 
 
 def _what(r: Mapping[str, Any]) -> tuple:
-  return r["name"], r["topology"], r["slices"], r["step"], r["scan"], r["batch_size"]
+  keys = ("name", "topology", "slices", "step", "scan", "remat", "batch_size")
+  return tuple(r[k] for k in keys)
 
 
 def _name(r: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Each writes docs/results/claims/KEY.json, with mean, spread and verdicts, its plot,
 docs/figures/claims/KEY.png, and its page, docs/claims/KEY.md. Interrupted, it goes on
 where it was. `--write` judges the runs in the JSON, and writes all three, anew.
+`--tune` only prints what each arm's best options are, of a claim that has a grid.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from absl import logging
 import matplotlib.pyplot as plt
 
 from benchmarks.claims.shared import claim as claim_lib
-from benchmarks.claims.shared import page
+from benchmarks.claims.shared import lab, page
 from model import catalogue
 
 PACKAGE = "benchmarks.claims"
@@ -57,6 +58,20 @@ def run(key: str, work: pathlib.Path, seeds: Sequence[int] = ()) -> list:
   if seeds:
     claim = dataclasses.replace(claim, seeds=tuple(seeds))
   return claim_lib.run(claim, work / key, claim_lib.say_to_stderr)
+
+
+def tune(key: str) -> None:
+  """Prints the lines TUNED and TRIED for a claim's file; see `lab.tune`.
+
+  Raises:
+    ValueError: no such claim, or one without a grid.
+  """
+  find(key)
+  module = importlib.import_module(f"{PACKAGE}.{key}")
+  if not hasattr(module, "GRID"):
+    raise ValueError(f"benchmarks/claims/{key}.py defines no GRID to tune over")
+  chosen, lines = lab.tune(module, claim_lib.say_to_stderr)
+  print(f"TUNED = {chosen}\nTRIED = {tuple(lines)}")
 
 
 def results(key: str, docs: pathlib.Path) -> pathlib.Path:
@@ -116,12 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--write", action="store_true", help="from the JSON, without runs"
   )
+  parser.add_argument("--tune", action="store_true", help="options for each arm")
   args = parser.parse_args(argv)
   if sum(map(bool, (args.all, args.keys, args.wave))) != 1:
     parser.error(f"name claims, or --all, or --wave; there are: {', '.join(keys())}")
   logging.set_verbosity(logging.ERROR)  # a collapse is what some arms are there for
   try:
     for key in chosen(args):
+      if args.tune:
+        tune(key)
+        continue
       if args.write:
         records = json.loads(results(key, args.docs).read_text())["runs"]
       else:

@@ -18,7 +18,7 @@ from array_record.python import array_record_module
 from etils import epath
 import grain
 
-from input_pipeline import records
+from input_pipeline import records, untrusted
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
 
@@ -41,16 +41,14 @@ class Source:
   split: str = "train"
 
   def __post_init__(self):
-    if not self._files:
-      raise FileNotFoundError("config.data.options.paths is empty")
+    _ = self._files  # raises where there are none
 
   def __getstate__(self) -> dict[str, Any]:
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
   @functools.cached_property
   def _files(self) -> tuple[str, ...]:
-    given = (self.paths,) if isinstance(self.paths, str) else self.paths
-    return tuple(f for path in given for f in _matches(path, self.split))
+    return untrusted.all_matches(self.paths, self.split)
 
   @functools.cached_property
   def _reader(self) -> grain.sources.ArrayRecordDataSource:
@@ -117,12 +115,3 @@ def write_records(
     named = {k: list(v) for k, v in classes.items()}
     (target.parent / _CLASSES).write_text(json.dumps(named, ensure_ascii=False))
   return names
-
-
-def _matches(path: str, split: str) -> list[str]:
-  path = path.replace("{split}", split)
-  folder, _, name = path.rpartition("/")
-  found = sorted(str(p) for p in epath.Path(folder or ".").glob(name))
-  if not found:
-    raise FileNotFoundError(f"config.data.options.paths: no file matches {path!r}")
-  return found

@@ -10,13 +10,26 @@ from PIL import Image
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+_ORIENTATION = 0x0112  # the tag of EXIF
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
   """Writes `image` uint8[h, w, 3] from PNG, JPEG, WebP, ... bytes, or from an array.
 
   Reads `image_bytes`, or `image` where a source calls it so (bytes or uint8 [h, w],
-  [h, w, 1 | 2 | 3 | 4]). Transparent pixels show the background. Drops "not an image",
+  [h, w, 1 | 2 | 3 | 4]). Transparent pixels show the background, an animation its first
+  frame, and a photo stands as its EXIF orientation says. Drops "not an image",
   "truncated image", "broken image", "empty image" and "image too large".
 
   Attributes:
@@ -25,6 +38,8 @@ class Transform:
     min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 size, with its shorter side at
       least this many pixels: much faster. 0 is off.
     max_pixels: larger images are refused before they are decoded.
+    formats: Pillow's names of what is read; whatever else is "not an image". EPS is
+      a program, and Pillow would have Ghostscript run it.
     cache: keeps up to so many decoded images in memory, for small sets seen many times.
   """
 
@@ -32,6 +47,7 @@ class Transform:
   size: tuple[int, ...] = ()
   min_side: int = 0
   max_pixels: int = 2**26
+  formats: tuple[str, ...] = FORMATS
   cache: int = 0
   _cached: dict = dataclasses.field(
     init=False, repr=False, compare=False, default_factory=dict
@@ -57,12 +73,11 @@ class Transform:
 
   def _decode(self, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim:
-      image = _from_array(value)
+      image = _rgb(_from_array(value), self.background)
     elif isinstance(value, bytes | bytearray | memoryview | np.bytes_):
       image = self._open(bytes(value))
     else:
       raise Drop("not an image")
-    image = _rgb(image, self.background)
     if self.size and (image.height, image.width) != self.size:
       height, width = self.size
       image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -72,7 +87,7 @@ class Transform:
     # Pillow raises a dozen types on hostile bytes (struct.error, zlib.error, KeyError),
     # and none of them is a fault of this program: hence the wide net, twice.
     try:
-      image = Image.open(io.BytesIO(data))  # reads the header only
+      image = Image.open(io.BytesIO(data), formats=self.formats)  # the header only
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
       raise Drop("image too large") from e
     except Exception as e:
@@ -87,14 +102,27 @@ class Transform:
         if factor > 1:
           image.draft("RGB", (image.size[0] // factor, image.size[1] // factor))
       image.load()
+      return _rgb(_upright(image), self.background)
+    except Drop:
+      raise
     except Exception as e:
       raise Drop(_reason(e, "broken image")) from e
-    return image
 
 
 def _reason(error: Exception, otherwise: str) -> str:
   truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
   return "truncated image" if truncated else otherwise
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """Returns the image turned as its EXIF says; EXIF without sense says nothing."""
+  if "exif" not in image.info:  # TIFF keeps it elsewhere, and Pillow turns it itself
+    return image
+  try:
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+  except Exception:  # hostile bytes, as above; the pixels are fine
+    return image
+  return image if turn is None else image.transpose(turn)
 
 
 def _from_array(value: np.ndarray) -> Image.Image:

@@ -1,12 +1,13 @@
 """One caption out of many: a language, then a wording."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 
+from input_pipeline import untrusted
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
 
@@ -15,8 +16,8 @@ from input_pipeline.interfaces import Example
 class Transform:
   """Writes a caption (str) from captions: {language: texts}, texts, or one text.
 
-  Texts are str or UTF-8 bytes; blank ones do not count. Drops "empty caption" where
-  nothing is left.
+  Texts are str or UTF-8 bytes; blank ones and those that are not UTF-8 do not count.
+  Drops "empty caption" where nothing is left, or "caption is not UTF-8".
 
   Attributes:
     train: samples; False takes the first caption of `language`, or else of the first.
@@ -26,6 +27,8 @@ class Transform:
     weights: (language, weight); a language that is not named weighs 1.
     main: probability of the first caption of the language; else all are equally likely.
     word_dropout: probability that a word is left out; one word is always kept.
+    max_chars: a longer caption is cut there, or at the last space before: tokens see
+      its beginning anyway, and the rest costs time and memory. 0 never cuts.
     lowercase: whether to lower the case. The tokenizer folds it by itself.
     captions: the key that it reads.
     key: the key that it writes; a second one gives a batch texts of two languages.
@@ -37,6 +40,7 @@ class Transform:
   weights: tuple[tuple[str, float], ...] = ()
   main: float = 0.0
   word_dropout: float = 0.0
+  max_chars: int = 8192
   lowercase: bool = False
   captions: str = "captions"
   key: str = "caption"
@@ -59,12 +63,14 @@ class Transform:
     language, main, wording = rng.random(3) if self.train else (0.0, 0.0, 0.0)
     choices = _texts(captions.get(self._pick(tuple(captions), language), ()))
     if not choices:  # rare, hence not looked at in every language beforehand
-      captions = {k: t for k, v in captions.items() if (t := _texts(v))}
-      if not captions:
-        raise Drop("empty caption")
-      choices = captions[self._pick(tuple(captions), language)]
+      usable = {k: t for k, v in captions.items() if (t := _texts(v))}
+      if not usable:
+        raise Drop(_why_empty(captions))
+      choices = usable[self._pick(tuple(usable), language)]
     first = not self.train or main < self.main
     caption = choices[0 if first else int(wording * len(choices))]
+    if self.max_chars and len(caption) > self.max_chars:
+      caption = _cut(caption.strip(), self.max_chars)
     if self.train and self.word_dropout:
       caption = self._shortened(caption, rng)
     return example | {self.key: caption.lower() if self.lowercase else caption}
@@ -101,9 +107,35 @@ def _edges(transform: Transform, names: tuple[str, ...]) -> np.ndarray:
   return np.cumsum(p)
 
 
+def _cut(caption: str, most: int) -> str:
+  """Returns the first characters of a caption, up to a space if there is one."""
+  cut = caption[: most + 1]
+  return (cut.rpartition(" ")[0].rstrip() or cut[:most]) if len(cut) > most else cut
+
+
 def _texts(value: Any) -> tuple[str, ...]:
   """Returns the captions that say something, in order."""
   if isinstance(value, str | bytes):
     value = (value,)
-  texts = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in value)
-  return tuple(t for t in texts if isinstance(t, str) and t.strip())
+  if not isinstance(value, Iterable):  # a number, or nothing
+    return ()
+  return tuple(t for t in map(_text, value) if t and t.strip())
+
+
+def _text(value: Any) -> str | None:
+  """Returns a caption, or None if it is none or cannot be written in UTF-8."""
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      return None
+  return value if isinstance(value, str) and untrusted.is_utf8(value) else None
+
+
+def _why_empty(captions: Mapping[str, Any]) -> str:
+  for value in captions.values():
+    texts = (value,) if isinstance(value, str | bytes) else value
+    for text in texts if isinstance(texts, Iterable) else ():
+      if isinstance(text, str | bytes) and _text(text) is None:
+        return "caption is not UTF-8"
+  return "empty caption"

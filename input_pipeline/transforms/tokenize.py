@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 
 from input_pipeline import tokenizer as tokenizers
+from input_pipeline import untrusted
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
 
@@ -19,7 +20,8 @@ class Transform:
 
   0 is padding, in the ids and in the n-grams behind them; the mask is of the ids.
 
-  Drops "empty caption" where the tokenizer's normalisation leaves nothing.
+  Drops "empty caption" where the tokenizer's normalisation leaves nothing, and "caption
+  is not UTF-8".
 
   Attributes:
     tokenizer: path of the model; taken from config.data.tokenizer.
@@ -73,6 +75,8 @@ class Transform:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Returns the example with ids and mask."""
+    if not untrusted.is_utf8(example[self.key]):
+      raise Drop("caption is not UTF-8")
     ids = self._model.encode(example[self.key], nbest=self.nbest, draw=rng.random())
     if not ids:
       raise Drop("empty caption")

@@ -1,5 +1,7 @@
 """Rows of a global array in another order, without a device that holds all of them."""
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ def take(x: Array, index: Array, *, strategy: str = "auto") -> Array:
 
   XLA gathers all of x on every device. By "ring" the rows travel round the devices
   instead, [b/p, d] at a time, and each device keeps those that it asked for; likewise
-  the gradients, backwards.
+  the gradients, which collect what belongs to their rows on the way.
 
   Args:
     x: [b, d], rows split over the batch axes.
@@ -27,22 +29,57 @@ def take(x: Array, index: Array, *, strategy: str = "auto") -> Array:
     strategy = "ring"
   if strategy != "ring" or shards == 1 or x.shape[0] % shards:
     return x[index]
+  return _ring(axes, shards, x, index)
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _ring(axes: tuple[str, ...], shards: int, x: Array, index: Array) -> Array:
   def local(block: Array, wanted: Array) -> Array:
-    n, own = block.shape[0], lax.axis_index(axes)
-
     def hop(carry, k):
       block, out = carry
-      at = wanted - (own - k) % shards * n
-      row = block[jnp.clip(at, 0, n - 1)]
-      out = jnp.where(((at >= 0) & (at < n))[:, None], row, out)
-      ring = [(i, (i + 1) % shards) for i in range(shards)]
-      return (lax.ppermute(block, axes, ring), out), None
+      at, here = _places(axes, shards, wanted, block.shape[0], k)
+      out = jnp.where(here[:, None], block[at], out)
+      return (_send(axes, shards, block), out), None
 
-    hops = jnp.arange(shards, dtype=jnp.int32)
-    return lax.scan(hop, (block, jnp.zeros_like(block)), hops)[0][1]
+    return _round(shards, hop, (block, jnp.zeros_like(block)))[1]
 
+  return _shard(axes, local)(x, index)
+
+
+def _ring_fwd(axes, shards, x, index):
+  return _ring(axes, shards, x, index), index
+
+
+def _ring_bwd(axes, shards, index, g):
+  def local(wanted: Array, g: Array) -> Array:
+    def hop(block, k):
+      n = block.shape[0]
+      at, here = _places(axes, shards, wanted, n, k)
+      block = block.at[jnp.where(here, at, n)].add(g, mode="drop")
+      return _send(axes, shards, block), None
+
+    return _round(shards, hop, jnp.zeros_like(g))
+
+  return _shard(axes, local)(index, g), None
+
+
+_ring.defvjp(_ring_fwd, _ring_bwd)
+
+
+def _places(axes, shards: int, wanted: Array, n: int, k: Array) -> tuple[Array, Array]:
+  """Returns where wanted rows are in the block of hop k, and whether they are in it."""
+  at = wanted - (lax.axis_index(axes) - k) % shards * n
+  return jnp.clip(at, 0, n - 1), (at >= 0) & (at < n)
+
+
+def _send(axes, shards: int, block: Array) -> Array:
+  return lax.ppermute(block, axes, [(i, (i + 1) % shards) for i in range(shards)])
+
+
+def _round(shards: int, hop, carry):
+  return lax.scan(hop, carry, jnp.arange(shards, dtype=jnp.int32))[0]
+
+
+def _shard(axes, f):
   split = P(axes)
-  return jax.shard_map(
-    local, in_specs=(split, split), out_specs=split, check_vma=False
-  )(x, index)
+  return jax.shard_map(f, in_specs=(split, split), out_specs=split, check_vma=False)

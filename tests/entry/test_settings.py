@@ -60,7 +60,7 @@ def test_trains_with_tensorflow_and_torch_blocked(tmp_path):
   done = subprocess.run(
     [sys.executable, "-c", blocked, *arguments],
     cwd=ROOT,
-    env=dict(environment(), PYTHONPATH=str(ROOT)),
+    env=environment(as_users_run_it=True) | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
     timeout=300,

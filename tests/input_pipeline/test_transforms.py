@@ -104,6 +104,48 @@ class TestDecode:
     with pytest.raises(Drop, match="image too large"):
       decode(png(NOISE), max_pixels=100)
 
+  @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+  def test_animations_show_their_first_frame(self, kind):
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    np.testing.assert_allclose(decode(data)[0, 0], [255, 0, 0], atol=4)
+
+  @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+  @pytest.mark.parametrize("turn", range(1, 9))
+  def test_photos_stand_upright(self, kind, turn):
+    image = Image.new("RGB", (32, 16), "white")
+    image.paste("black", (0, 0, 16, 8))  # as stored, at the top left
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    got = decode(encoded(image, kind, exif=exif))
+    # EXIF 2.3, 4.6.4 A: which sides of the scene the stored row 0 and column 0 are.
+    sides = {
+      1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left",
+      5: "left top", 6: "right top", 7: "right bottom", 8: "left bottom",
+    }[turn]  # fmt: skip
+    assert got.shape == ((16, 32, 3) if turn < 5 else (32, 16, 3))
+    h, w = got.shape[:2]
+    y = h // 4 if "top" in sides else 3 * h // 4
+    x = w // 4 if "left" in sides else 3 * w // 4
+    assert got[y, x].max() < 40
+    assert got[h - 1 - y, x].min() > 215 and got[y, w - 1 - x].min() > 215
+
+  @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # which says that it goes on
+  def test_exif_of_garbage_is_survived(self):
+    image = Image.fromarray(NOISE)
+    want = decode(encoded(image, "JPEG"))
+    for tail in (b"", b"\xff" * 40, b"MM\0*\0\0\0\x08\xff\xff", b"II*\0" + bytes(4)):
+      data = encoded(image, "JPEG", exif=b"Exif\0\0" + tail)
+      np.testing.assert_array_equal(decode(data), want)
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    np.testing.assert_array_equal(decode(encoded(image, "JPEG", exif=exif)), want)
+
+  def test_programs_are_not_run(self):
+    eps = encoded(Image.fromarray(NOISE), "EPS")
+    with pytest.raises(Drop, match="not an image"):
+      decode(eps)
+
   def test_flipped_bits_drop_or_decode_but_never_crash(self):
     data = encoded(Image.fromarray(NOISE), "PNG")
     for seed in range(60):
@@ -249,6 +291,22 @@ class TestCaptions:
     with pytest.raises(Drop, match="empty caption"):
       self.sample(captions, train=train)
 
+  def test_what_is_not_utf8_does_not_count(self):
+    assert set(self.sample([b"caf\xe9", b"b", "\ud800 c", 7, None])) == {"b"}
+    for captions in (b"caf\xe9", ["\ud800"], {"en": (), "fr": b"\xff"}):
+      with pytest.raises(Drop, match="caption is not UTF-8"):
+        self.sample(captions)
+    for captions in (None, 7, {"en": None}, [None]):
+      with pytest.raises(Drop, match="empty caption"):
+        self.sample(captions)
+
+  def test_long_ones_are_cut_at_a_space(self):
+    assert set(self.sample("one two three", max_chars=8)) == {"one two"}
+    assert set(self.sample("one two three", max_chars=7)) == {"one two"}
+    assert set(self.sample("  " * 9 + "onetwothree", max_chars=4)) == {"onet"}
+    assert len(self.sample("a " * 50_000, n=1)[0]) == 8191
+    assert len(self.sample("a" * 50_000, n=1, max_chars=0)[0]) == 50_000
+
   def test_word_dropout_keeps_a_word(self):
     got = self.sample("one two three", word_dropout=0.7)
     assert {len(c.split()) for c in got} == {1, 2, 3}
@@ -278,6 +336,8 @@ def test_tokenize_pads_cuts_and_masks(tokenizer):
   assert run("red", length=4, eos=False)[0][-1] != tokenizers.END
   with pytest.raises(Drop, match="empty caption"):
     run(" ", length=4)
+  with pytest.raises(Drop, match="caption is not UTF-8"):
+    run("\ud800", length=4)
   sampled = {
     tuple(
       tokenize.Transform(tokenizer=tokenizer, vocab=300, length=12, nbest=5)(
@@ -320,6 +380,7 @@ def test_outline_inks_edges_and_nothing_else():
 NEEDED = {
   "id_from_label": dict(label="kind"),
   "keep": dict(keys=("family",)),
+  "noun_labels": dict(classes=8),
   "one_hot": dict(labels=(("kind", 3),)),
   "pair_classes": dict(label="kind"),
   "random_resized_crop": dict(size=(8, 8)),

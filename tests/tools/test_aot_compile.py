@@ -276,7 +276,11 @@ def test_docs_show_what_the_committed_results_say():
     assert block, f"{name} has no table"
     files = [ROOT / file for file in block[1].split()]
     assert block[2] == made([json.loads(f.read_text()) for f in files])
-    assert sorted(files) == committed
+    assert (
+      sorted(files) == committed
+      if name == "docs/scale.md"
+      else set(files) <= set(committed)
+    )
 
 
 def result(**changes):

@@ -33,7 +33,9 @@ def test_the_least_that_a_step_must_send_follows_the_layout():
   [
     ("all-to-all", ("expert",), "bf16[4,8]", "", "exchange"),
     ("all-gather", ("data",), "f32[8,16]", "jit(step)/shard_map/all_gather", "loss"),
+    ("all-gather", ("data",), "f32[1,8,16]", "jit(step)/shard_map/all_gather", "loss"),
     ("reduce-scatter", ("data",), "f32[32,16]", "", "loss"),
+    ("reduce-scatter", ("fsdp",), "f32[16,16]", "", "weights"),
     ("all-reduce", ("data",), "f32[32,16]", "jvp(Towers)/project", "gradients"),
     ("all-gather", ("fsdp",), "bf16[4,8]", "squeeze", "weights"),
     ("collective-permute", ("fsdp",), "bf16[4,8]", "", "weights"),

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from configs import base
 from model import catalogue
@@ -193,7 +194,7 @@ def train(
   rows = len(next(iter(arrays.values())))
   if rows < recipe["batch"]:
     raise ValueError(f"{rows} rows are fewer than one batch of {recipe['batch']}")
-  keys = ("towers", "objective", "dim", "steps", "batch", "lr", "prepare")
+  keys = ("towers", "objective", "dim", "steps", "batch", "prepare")
   spec = {k: recipe[k] for k in keys}
   spec |= {k: recipe.get(k, d) for k, d in (("frozen", ()), ("ema", 0.0))}
   run, apply, objective = _program(json.dumps(spec, sort_keys=True), prepare)
@@ -201,7 +202,8 @@ def train(
   given = {k: jnp.asarray(v) for k, v in arrays.items()}
   # Views have keys of a generator that compiles in half of the time of threefry's.
   random = (jax.random.key(recipe["seed"], impl=i) for i in (None, "unsafe_rbg"))
-  params, history = run(*random, given, jnp.asarray(order))
+  lr = jnp.float32(recipe["lr"])  # an argument: a grid of them shares a program
+  params, history = run(*random, given, jnp.asarray(order), lr)
   kept = {k: np.asarray(v) for k, v in history.items()}
   if not np.isfinite(kept["loss"][-1]):
     raise ValueError(f"the loss is {kept['loss'][-1]} at the end")
@@ -210,31 +212,33 @@ def train(
 
 @functools.cache
 def _program(spec: str, prepare: Prepare | None):
-  """Returns run(key, view key, arrays, order), apply(params, batch), the objective."""
+  """Returns run(key, view key, arrays, order, lr), apply(params, batch), objective."""
   r = json.loads(spec)
   towers = Towers(tuple(_tower(t) for t in r["towers"]), r["dim"])
   options = {"name": "contrastive"} | r["objective"]
   name = options.pop("name")
   objective = catalogue.load("model.objectives", name, "Objective", options)
   config = base.get_config()
-  config.ema = r["ema"]
+  config.ema, config.ema_warmup = r["ema"], False  # as the methods' own averages
   config.optimizer.update(
-    dict(lr=r["lr"], warmup=0, weight_decay=0.0, clip=0.0, frozen=tuple(r["frozen"]))
+    dict(lr=1.0, warmup=0, weight_decay=0.0, clip=0.0, frozen=tuple(r["frozen"]))
   )
-  tx = optimizer.build(config.optimizer, r["steps"])
-  one = step.make_train_step(config, towers, objective, tx)
+  adam = optimizer.build(config.optimizer, r["steps"])
 
   def ready(batch: Batch, key: Array) -> Batch:
     return prepare(batch, key, **r["prepare"]) if prepare else batch
 
-  def start(key: Array, batch: Batch) -> state.TrainState:
+  def start(key: Array, batch: Batch, tx: Any) -> state.TrainState:
     init_key, objective_key, run_key = jax.random.split(key, 3)
     params = towers.init(init_key, batch)["params"]
     own, first = objective.init(objective_key, towers, batch)
     params = {"towers": params, "objective": own}
     return state.create(run_key, params, first, tx, bool(config.ema))
 
-  def run(key: Array, view_key: Array, arrays: Batch, order: Array):
+  def run(key: Array, view_key: Array, arrays: Batch, order: Array, lr: Array):
+    tx = optax.chain(adam, optax.scale(lr))
+    one = step.make_train_step(config, towers, objective, tx)
+
     def body(now, item):
       i, rows = item
       batch = {k: v[rows] for k, v in arrays.items()}
@@ -242,7 +246,7 @@ def _program(spec: str, prepare: Prepare | None):
       return now, {k: v for k, v in metrics.items() if v.ndim == 0}
 
     first = {k: v[: r["batch"]] for k, v in arrays.items()}
-    begin = start(key, ready(first, view_key))
+    begin = start(key, ready(first, view_key), tx)
     last, history = jax.lax.scan(body, begin, (jnp.arange(r["steps"]), order))
     return last.params, history
 
@@ -300,9 +304,13 @@ def tune(
   return chosen, lines
 
 
-def choice(claim_grid: Mapping[str, Sequence[Any]], merit: Sequence[str], tried):
-  """Returns a Claim's `choice`: how `tune` chose, and its lines."""
-  names = " and ".join(k.replace("_", " ") for k in claim_grid)
+def choice(
+  grid: Mapping[str, Sequence[Any]], merit: Sequence[str], tried: Sequence[str]
+) -> dict[str, Any]:
+  """Returns a Claim's `choice`: how `tune` chose, and its lines, if there are any."""
+  if not tried:
+    return dict(aim="Nothing was tuned, for no arm.")
+  names = " and ".join(k.replace("_", " ") for k in grid)
   aim = (
     f"Every arm was given the same grid of {names} on seeds "
     f"{' and '.join(map(str, TUNING_SEEDS))}, and has what gave the greatest mean of "

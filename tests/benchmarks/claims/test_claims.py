@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 import pytest
 
 from benchmarks.claims import __main__ as claims
+from benchmarks.claims import dcl
 from benchmarks.claims.shared import claim as claim_lib
 from benchmarks.claims.shared import page, verdict
 from benchmarks.claims.shared.claim import Claim, Measured
@@ -104,6 +105,18 @@ def test_page_and_plot_come_from_the_json_without_a_run(tiny, tmp_path, capsys):
   (tmp_path / "systems" / "wave3.json").write_text(json.dumps(listed))
   assert claims.main(["--wave", "3", "--write", *words]) == 0
   assert capsys.readouterr().out == printed
+
+
+def test_a_claim_is_tuned_only_over_its_grid(tmp_path, capsys, monkeypatch):
+  words = ["--tune", "--work", str(tmp_path)]
+  assert claims.main(["symile", *words]) == 1
+  assert "symile.py defines no GRID" in capsys.readouterr().err
+  monkeypatch.setattr(dcl, "settings", lambda arm, seed, temperature: temperature)
+  monkeypatch.setattr(
+    dcl, "measure", lambda t: Measured(dict.fromkeys(dcl.MERIT, 1 - t))
+  )
+  assert claims.main(["dcl", *words]) == 0
+  assert "TUNED = {'infonce': {'temperature': 0.1}" in capsys.readouterr().out
 
 
 def test_one_seed_is_no_claim(tiny, tmp_path, capsys):

@@ -54,11 +54,14 @@ def test_a_mix_of_losses_is_trained_by_the_real_step(trained):
   assert trained.params["towers"].keys() == {"image_1"}  # shared by both views
 
 
-def test_seeds_share_a_program_and_repeat_themselves(trained):
-  again, other = (
-    lab.train(mixed(seed), {"image": images()}, digits.views) for seed in (0, 1)
+def test_seeds_and_rates_share_a_program_and_repeat_themselves(trained):
+  again, other, faster = (
+    lab.train(mixed(seed, lr=lr), {"image": images()}, digits.views)
+    for seed, lr in ((0, 1e-2), (1, 1e-2), (0, 2e-2))
   )
-  assert again.objective is other.objective is trained.objective
+  assert again.objective is other.objective is faster.objective is trained.objective
+  assert faster.history["loss"][0] == trained.history["loss"][0]
+  assert (faster.history["loss"][1:] != trained.history["loss"][1:]).all()
   np.testing.assert_array_equal(again.history["loss"], trained.history["loss"])
   assert (other.history["loss"] != trained.history["loss"]).all()
 
@@ -140,6 +143,8 @@ def test_every_arm_is_tuned_on_the_same_grid_and_seeds():
   chosen, lines = lab.tune(claim, said.append)
   assert chosen == {"old": {"lr": 1.0}, "new": {"lr": 2.0}}
   assert lines == said and lines[0] == "old: 1: 49.750, 2: 49.250"
+  assert lab.choice(claim.GRID, claim.MERIT, lines)["pilots"] == lines
+  assert lab.choice(claim.GRID, claim.MERIT, ())["aim"].startswith("Nothing was tuned")
   for arm in claim.ARMS:
     both = {(seed, lr) for a, seed, lr in asked if a == arm}
     assert both == {(s, x) for s in lab.TUNING_SEEDS for x in (1.0, 2.0)}

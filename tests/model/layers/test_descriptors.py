@@ -6,6 +6,10 @@ import numpy as np
 
 from model.layers import descriptors
 
+# One program each: operation by operation, they take seconds to compile.
+gradients = jax.jit(descriptors.gradients, static_argnums=(1, 2))
+colors = jax.jit(descriptors.colors, static_argnums=(1, 2, 3))
+
 
 def shared(place, bins, around):
   """The two nearest of `bins` and their shares; `around` for angles."""
@@ -18,7 +22,7 @@ def shared(place, bins, around):
 
 def test_gradients_are_oriented_histograms_per_cell():
   x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
-  got = descriptors.gradients(jnp.asarray(x, jnp.float32), cells=2, bins=4)
+  got = gradients(jnp.asarray(x, jnp.float32), cells=2, bins=4)
   gray = np.pad(x.mean(axis=-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
   want = np.zeros((2, 4, 4))
   for b, i, j in np.ndindex(2, 6, 6):
@@ -33,16 +37,16 @@ def test_gradients_are_oriented_histograms_per_cell():
 
 def test_gradients_do_not_see_brightness_and_hardly_contrast():
   x = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
-  plain = descriptors.gradients(x, 2, 8)
-  changed = descriptors.gradients(0.7 * x + 0.5, 2, 8)
+  plain = gradients(x, 2, 8)
+  changed = gradients(0.7 * x + 0.5, 2, 8)
   np.testing.assert_allclose(plain, changed, atol=0.01)
-  flat = descriptors.gradients(jnp.ones((1, 16, 16, 3)), 2, 8)
+  flat = gradients(jnp.ones((1, 16, 16, 3)), 2, 8)
   np.testing.assert_array_equal(flat, jnp.zeros_like(flat))
 
 
 def test_colors_are_roots_of_joint_histograms_per_cell():
   x = np.random.default_rng(0).uniform(-1.5, 2.5, size=(2, 4, 4, 2))
-  got = descriptors.colors(jnp.asarray(x, jnp.float32), 2, 3, (-1.0, 2.0))
+  got = colors(jnp.asarray(x, jnp.float32), 2, 3, (-1.0, 2.0))
   want = np.zeros((2, 4, 3, 3))
   place = np.clip((x + 1) / 3, 0, 1) * 2
   for b, i, j in np.ndindex(2, 4, 4):

@@ -7,6 +7,9 @@ from model.layers import descriptors
 from model.layers.wide import Descriptors, Ngrams
 from tests.model.layers.filled import filled
 
+gradients = jax.jit(descriptors.gradients, static_argnums=(1, 2))
+colors = jax.jit(descriptors.colors, static_argnums=(1, 2, 3))
+
 
 def test_descriptors_enter_by_a_linear_map_each():
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
@@ -16,17 +19,17 @@ def test_descriptors_enter_by_a_linear_map_each():
   assert kernels["gradients"].shape == (2 * 2 * 4, 5)
   assert kernels["colors"].shape == (4 * 4 * 2**3, 5)
   want = (
-    descriptors.gradients(x, 2, 4).reshape(2, -1) @ kernels["gradients"]
-    + descriptors.colors(x, 4, 2, (-1.0, 2.0)).reshape(2, -1) @ kernels["colors"]
+    gradients(x, 2, 4).reshape(2, -1) @ kernels["gradients"]
+    + colors(x, 4, 2, (-1.0, 2.0)).reshape(2, -1) @ kernels["colors"]
   )
-  np.testing.assert_allclose(wide.apply(params, x), want, atol=1e-5)
+  np.testing.assert_allclose(jax.jit(wide.apply)(params, x), want, atol=1e-5)
 
 
 def test_an_input_without_edges_has_a_finite_gradient():
   wide = Descriptors(5, gradients=(2, 4), colors=(2, 2))
   x = jnp.ones((1, 8, 8, 3))
   params = filled(wide, x)
-  slope = jax.grad(lambda x: wide.apply(params, x).sum())(x)
+  slope = jax.jit(jax.grad(lambda x: wide.apply(params, x).sum()))(x)
   np.testing.assert_array_equal(slope, jnp.zeros_like(x))
 
 
@@ -42,9 +45,8 @@ def test_padded_frames_reach_no_descriptor():
   wide = Descriptors(5, gradients=(2, 4), colors=(2, 3))
   params = filled(wide, x)
   spoilt = jnp.where(mask[:, :, None], x, jnp.nan)
-  np.testing.assert_array_equal(
-    wide.apply(params, spoilt, mask), wide.apply(params, x, mask)
-  )
+  apply = jax.jit(wide.apply)
+  np.testing.assert_array_equal(apply(params, spoilt, mask), apply(params, x, mask))
 
 
 def test_ngrams_are_summed_over_the_root_of_their_number():
@@ -68,9 +70,9 @@ def test_ngrams_are_summed_over_the_root_of_their_number():
 )
 def test_training_alone_leaves_parts_out(wide, x):
   params = filled(wide, x)
-  whole = wide.apply(params, x)
+  apply = jax.jit(wide.apply, static_argnames="train")
+  whole = apply(params, x)
   one, other = (
-    wide.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)})
-    for i in (1, 2)
+    apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2)
   )
   assert (one != whole).any() and (one != other).any()
