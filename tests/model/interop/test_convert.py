@@ -159,7 +159,8 @@ def test_what_a_library_cannot_hold_is_refused_by_key(path, value, library, matc
 
 def test_a_model_of_other_modalities_is_refused():
   config = clip()
-  config.model.modalities.audio = config.model.modalities.pop("image")
+  config.model.modalities.audio = config.model.modalities.image
+  del config.model.modalities["image"]
   with pytest.raises(
     ValueError, match=r"modalities = \['audio', 'text'\], expected im"
   ):
