@@ -33,13 +33,15 @@ def adapted(
   config = copy.deepcopy(config)
   towers = dict(params["towers"])
   said = []
-  image, text = config.model.modalities.image, config.model.modalities.text
-  if size and tuple(image.size[:2]) != (size, size):
+  modalities = config.model.modalities
+  if size and tuple(modalities.image.size[:2]) != (size, size):
+    image = modalities.image
     new = (size, size, image.size[2])
     towers["stem_image"] = _positions(dict(towers["stem_image"]), image, new)
     said.append(f"images of {tuple(image.size)} -> {new}")
     image.size = new
-  if vocab and vocab != text.vocab:
+  if vocab and vocab != modalities.text.vocab:
+    text = modalities.text
     towers["stem_text"] = _ids(dict(towers["stem_text"]), text.vocab, vocab)
     said.append(f"ids {text.vocab} -> {vocab}")
     text.vocab = vocab

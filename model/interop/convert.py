@@ -101,7 +101,7 @@ def save(
   kind = next((f for f in known if f.image["pool"] == pool), known[0])
   model = copy.deepcopy(config.model)
   flat = _flat(stacking.unstack_layers(dict(params)))
-  if not kind.image["stem_bias"] and model.modalities.image.stem_bias:
+  if not kind.image["stem_bias"] and "image" in model.modalities:
     flat = _folded(flat)
     model.modalities.image.stem_bias = False
   image, text = describe.towers(model, kind)
@@ -113,8 +113,8 @@ def _folded(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Moves the bias of the patches into their learned positions, if there are any."""
   flat = dict(flat)
   position = "towers/stem_image/position"
-  if position in flat:
-    bias = flat.pop("towers/stem_image/embed/bias")
+  bias = flat.pop("towers/stem_image/embed/bias", None)
+  if position in flat and bias is not None:
     flat[position] = flat[position] + bias[None]
   return flat
 

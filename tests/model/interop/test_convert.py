@@ -157,6 +157,16 @@ def test_what_a_library_cannot_hold_is_refused_by_key(path, value, library, matc
     convert.save(config, params, library)
 
 
+def test_a_model_of_other_modalities_is_refused():
+  config = clip()
+  config.model.modalities.audio = config.model.modalities.image
+  del config.model.modalities["image"]
+  with pytest.raises(
+    ValueError, match=r"modalities = \['audio', 'text'\], expected im"
+  ):
+    convert.save(config, {}, "hf")
+
+
 def test_parameters_without_a_place_are_named():
   config = clip()
   params = filled(config)

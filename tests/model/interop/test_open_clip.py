@@ -69,7 +69,7 @@ def test_every_layer_is_the_same_in_both_directions(library, name):
   with peers.quiet():
     model = peers.randomised(torch, open_clip.model.CLIP(**card))
   state = peers.state_of(model)
-  config, params, found = convert.load(state, {"model_cfg": card}, {})
+  config, params, found = convert.load(state, {"model_cfg": card})
   assert found.missing == () and found.unused == ()
   batch, their_batch = peers.batch_of(config.model.modalities.text.eos)
   with peers.quiet():
