@@ -27,7 +27,7 @@ from model import catalogue
 from model.losses import pairs as pairing
 from model.losses import reduce
 from model.objectives import memory, parts
-from model.objectives.contrastive import HEADS
+from model.objectives.parts import HEADS
 from model.types import Array, Batch, Encode, Metrics, ObjectiveOutput, Params, State
 
 WHERE = "config.objective.options"

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 
 from model import catalogue
 from model.objectives import parts
-from model.objectives.parts import normalize
+from model.objectives.parts import HEADS, normalize
 from model.types import Array, Batch, Encoded, Metrics, ObjectiveOutput, Params, State
 
 _KEY = "config.objective.options.losses"
 TEACHERS = (None, "ema", "frozen")
-HEADS = "heads"  # their place among the parameters; no loss is called so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from model.objectives.contrastive import HEADS
+from model.objectives.parts import HEADS
 from model.types import Encoded, Params
 
 

@@ -120,7 +120,7 @@ class Objective:
       spec = parts.spec(towers, batch_spec)
       spec |= {_mixed(m): Encoded(spec[m].pooled) for m in self.modalities}
       own_key = jax.random.fold_in(key, len(self.inner.terms))
-      params[contrastive.HEADS] = self.inner.topped.init(own_key, spec)
+      params[parts.HEADS] = self.inner.topped.init(own_key, spec)
     return params, {}
 
   def __call__(

@@ -23,7 +23,7 @@ from model.losses import pairs as pairing
 from model.losses import reduce
 from model.losses import scale as scaling
 from model.objectives import memory, parts
-from model.objectives.contrastive import HEADS
+from model.objectives.parts import HEADS
 from model.types import (
   Array,
   Batch,

@@ -16,7 +16,8 @@ from model import catalogue
 from model.types import Array, Batch, Encoded, Params
 
 VIEWS = "config.objective.options.views"
-HEADS = "config.objective.options.heads"
+HEADS = "heads"  # their place among an objective's parameters; no loss is called so
+HEADS_KEY = "config.objective.options.heads"
 _AT_TEACHER = "@teacher"
 
 
@@ -162,7 +163,7 @@ class Heads:
 
   # Options come as dicts, which have no hash; the heads they build stand for them.
   entries: Any = dataclasses.field(default=(), compare=False)
-  where: str = dataclasses.field(default=HEADS, compare=False)
+  where: str = dataclasses.field(default=HEADS_KEY, compare=False)
   built: tuple[tuple[tuple[str, ...], Any], ...] = dataclasses.field(
     init=False, repr=False
   )
