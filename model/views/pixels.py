@@ -69,10 +69,11 @@ def turn_hue(x: Array, turn: Array) -> Array:
   most, least = jnp.max(x, axis=-1), jnp.min(x, axis=-1)
   chroma = most - least
   safe = jnp.where(chroma > 0, chroma, 1.0)  # grey has no hue: any will do
+  # Not most == red: a compiler may round the two apart. Where channels tie, so do these.
   sixth = jnp.where(
-    most == red,
+    (red >= green) & (red >= blue),
     (green - blue) / safe,
-    jnp.where(most == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    jnp.where(green >= blue, (blue - red) / safe + 2, (red - green) / safe + 4),
   )
   sixth += 6 * turn[:, None, None]
   # A channel is full for a third of the circle and falls to its least within a sixth.
