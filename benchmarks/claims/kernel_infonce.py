@@ -17,8 +17,20 @@ ARMS = {
 measure = simclr.measure
 GRID = dict(temperature=(0.1, 0.2, 0.4))
 MERIT = ("knn",)
-TUNED: dict[str, dict[str, float]] = {}
-TRIED: tuple[str, ...] = ()
+TUNED: dict[str, dict[str, float]] = {
+  "gaussian": {"temperature": 0.4},
+  "laplacian": {"temperature": 0.2},
+  "half": {"temperature": 0.1},
+  "sum": {"temperature": 0.4},
+  "concat": {"temperature": 0.2},
+}
+TRIED: tuple[str, ...] = (
+  "gaussian: 0.1: 0.680, 0.2: 0.698, 0.4: 0.724",
+  "laplacian: 0.1: 0.729, 0.2: 0.747, 0.4: 0.724",
+  "half: 0.1: 0.760, 0.2: 0.716, 0.4: 0.689",
+  "sum: 0.1: 0.698, 0.2: 0.714, 0.4: 0.722",
+  "concat: 0.1: 0.696, 0.2: 0.708, 0.4: 0.695",
+)
 
 
 def settings(arm: str, seed: int, **options: float) -> lab.Recipe:
