@@ -69,7 +69,7 @@ def turn_hue(x: Array, turn: Array) -> Array:
   most, least = jnp.max(x, axis=-1), jnp.min(x, axis=-1)
   chroma = most - least
   safe = jnp.where(chroma > 0, chroma, 1.0)  # grey has no hue: any will do
-  # Not most == red: a compiler may round the two apart. Where channels tie, so do these.
+  # Not most == red: compilers may round the two apart. Where channels tie, so do these.
   sixth = jnp.where(
     (red >= green) & (red >= blue),
     (green - blue) / safe,
