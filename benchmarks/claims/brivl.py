@@ -38,8 +38,8 @@ PILOTS = (
   "noise 0.7, the same in all epochs, lr 0.003 and 0.01: batch 0.185 and 0.206, queue "
   "0.200 and 0.221, no_average 0.190 and 0.136, large 0.177 and 0.155: the large "
   "batch, of eight times as many epochs, learned the noise by heart, so it became new "
-  "in each step, and 0.5. A sweep of it, thrown away, had queue 0.018 above batch and "
-  "0.026 above no_average; the rules stayed",
+  "in each step, and 0.5. A sweep of it, thrown away, had queue 0.018 above batch, by "
+  "which the gain was not held, and 0.026 above no_average; the rules stayed",
 )
 
 
