@@ -167,6 +167,13 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.transforms = ()  # (a file of input_pipeline/transforms/, options), in order
   c.data.eval_transforms = ()
   c.data.repeat = 1  # training rows in a row of one example, each transformed anew
+  # Several sources: (name, weight, changes of config.data) each, see docs/mixtures.md.
+  # A weight is a number, or ((example, weight), ...) and linear in between.
+  c.data.mixture = ()
+  c.data.single_source = False  # whether each batch is of one source of the mixture
+  # Batches of texts of like length: lengths below config.model.modalities.text.length.
+  c.data.buckets = ()
+  c.data.lengths = "{workdir}/lengths"  # folder of the lengths of texts, for `buckets`
   c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
   c.data.threads = 2  # that decode and transform
   c.data.workers = 0  # processes; 0: threads only

@@ -1,10 +1,11 @@
-"""From a position in the run's endless stream of examples to arrays of a batch.
+"""From a place in a source's endless stream of examples to arrays of a batch.
 
-Position p lies in epoch p // n. Its source index is a permutation of [0, n) of that
-epoch's own seed, and its random numbers come from (seed, stream, p, attempt): nothing
-depends on threads, workers or hosts. An example that drops out is replaced at its own
-position by one whose index those same numbers draw, attempt 1, 2, ...; so no position
-needs to know how many others dropped out, and batches are always full.
+Place q lies in epoch q // n. Its source index is a permutation of [0, n) of that
+epoch's own seed, and its random numbers come from (seed, stream, p, attempt), p being
+its position in the run's stream, which is q unless there is a mixture: nothing depends
+on threads, workers or hosts. An example that drops out is replaced at its own position
+by one whose index those same numbers draw, attempt 1, 2, ...; so no position needs to
+know how many others dropped out, and batches are always full.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 from typing import Any, NamedTuple
+import zlib
 
 import grain
 import numpy as np
@@ -34,13 +36,13 @@ class Rows(NamedTuple):
 
   Attributes:
     arrays: key -> [rows, ...].
-    tried: examples that were read.
-    dropped: (reason, source index) of those that were not used.
+    tried: source of the mixture -> examples of it that were read; "" without a mixture.
+    dropped: source -> (reason, index in the source) of those that were not used.
   """
 
   arrays: dict[str, np.ndarray]
-  tried: int
-  dropped: list[tuple[str, int]]
+  tried: dict[str, int]
+  dropped: dict[str, list[tuple[str, int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Maker:
     split: for error messages.
     repeat: positions in a row of the training stream that hold the same example, each
       transformed anew: bags of rows of one id (cf. arXiv 1901.09335).
+    name: of the source in a mixture; "" without one.
+    part: of the source's examples that are read here, "" for all.
+    rows: int[n], the source indices of the part; None: all.
   """
 
   source: Source
@@ -65,6 +70,17 @@ class Maker:
   stream: int
   split: str = "train"
   repeat: int = 1
+  name: str = ""
+  part: str = ""
+  rows: np.ndarray | None = None
+
+  @property
+  def key(self) -> str:
+    """Returns what tells this stream from others of the run."""
+    return "/".join(filter(None, (self.name, self.part)))
+
+  def __len__(self) -> int:
+    return len(self.source) if self.rows is None else len(self.rows)
 
   @functools.cached_property
   def _pairs(self) -> bool:
@@ -94,15 +110,23 @@ class Maker:
       example = changed
     return self._arrays(example, index)
 
-  def train_row(self, position: int) -> tuple[dict, int, list[tuple[str, int]]]:
-    """Returns (arrays, tried, dropped) for a position of the training stream."""
+  def train_row(
+    self, position: int, place: int
+  ) -> tuple[dict[str, np.ndarray], int, list[tuple[str, int]]]:
+    """Returns (arrays, tried, dropped) for a position of the training stream.
+
+    Args:
+      position: in the run's stream; what is random comes from it.
+      place: in the stream of this source.
+    """
     dropped: list[tuple[str, int]] = []
-    size = len(self.source)
-    index = shuffled(position // self.repeat, size, self.seed)
+    size = len(self)
+    chosen = shuffled(place // self.repeat, size, self.seed, self.key)
     for attempt in range(_ATTEMPTS):
       rng = np.random.default_rng((self.seed, self.stream, position, attempt))
       if attempt:
-        index = int(rng.integers(size))
+        chosen = int(rng.integers(size))
+      index = chosen if self.rows is None else int(self.rows[chosen])
       try:
         return self.one(index, rng), attempt + 1, dropped
       except Drop as e:
@@ -156,30 +180,23 @@ def check_reads(name: str, transform: Transform, example: Any, index: int) -> No
       )
 
 
-def shuffled(position: int, size: int, seed: int) -> int:
-  """Returns the source index of a position: a new permutation in each epoch."""
-  epoch, place = divmod(position, size)
+def shuffled(place: int, size: int, seed: int, key: str = "") -> int:
+  """Returns the index of a place in a source: a new permutation in each epoch.
+
+  Sources of a mixture have different ones, by their `key`.
+  """
+  epoch, at = divmod(place, size)
   if size == 1:
     return 0
   shuffle = grain.experimental.index_shuffle
-  return shuffle(place, size - 1, _epoch_seed(seed, epoch), _ROUNDS)
+  return shuffle(at, size - 1, _epoch_seed(seed, epoch, key), _ROUNDS)
 
 
-@functools.lru_cache(maxsize=8)
-def _epoch_seed(seed: int, epoch: int) -> int:
+@functools.lru_cache(maxsize=64)
+def _epoch_seed(seed: int, epoch: int, key: str) -> int:
   # Not seed + epoch: run 1's first epoch would be run 0's second.
-  return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def train_rows(maker: Maker, positions: Sequence[int]) -> Rows:
-  """Returns the rows of some positions of the training stream."""
-  rows, tried, dropped = [], 0, []
-  for position in positions:
-    arrays, n, lost = maker.train_row(position)
-    rows.append(arrays)
-    tried += n
-    dropped += lost
-  return Rows(stack(rows), tried, dropped)
+  own = (zlib.crc32(key.encode()),) if key else ()
+  return int(np.random.SeedSequence((seed, epoch, *own)).generate_state(1)[0])
 
 
 def eval_rows(maker: Maker, indices: Sequence[int], template: Callable) -> Rows:
@@ -200,15 +217,20 @@ def eval_rows(maker: Maker, indices: Sequence[int], template: Callable) -> Rows:
     rows.append(row)
   if any(row is None for row in rows):
     real = next((row for row in rows if row is not None), None)
-    blank = _blank(template() if real is None else real)
-  arrays = stack([blank if row is None else row for row in rows])
+    empty = _blank(template() if real is None else real)
+  arrays = stack([empty if row is None else row for row in rows])
   arrays["valid"] = np.array([row is not None for row in rows])
-  return Rows(arrays, tried, dropped)
+  return Rows(arrays, {maker.name: tried}, {maker.name: dropped})
 
 
 def _blank(row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  whole = {"id", "index", *(k for k in row if k.startswith("label_"))}
-  return {k: np.full_like(v, -1 if k in whole else 0) for k, v in row.items()}
+  return {k: blank(k, v) for k, v in row.items()}
+
+
+def blank(key: str, value: np.ndarray) -> np.ndarray:
+  """Returns what stands for a value that is not there: -1 of ids and labels, else 0."""
+  whole = key in ("id", "index") or key.startswith("label_")
+  return np.full_like(value, -1 if whole else 0)
 
 
 def stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -4,10 +4,11 @@ A batch is cut into chunks of at most 32 rows, which Grain's threads or workers 
 ahead of time; the consumer joins them. So many threads help even with one huge batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import sys
+from typing import Any
 
 from absl import flags
 import grain
@@ -15,6 +16,7 @@ import numpy as np
 
 from input_pipeline import examples
 from input_pipeline.examples import Maker, Rows, TooManyDropped
+from input_pipeline.stream import Stream
 
 _CHUNK = 32
 _FEW = 1000  # examples below which a share of dropped ones says little
@@ -65,12 +67,12 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainChunk:
-  maker: Maker
+  stream: Stream
   shape: Shape
   start: int
 
   def __call__(self, chunk: int) -> Rows:
-    return examples.train_rows(self.maker, self.shape.positions(chunk, self.start))
+    return self.stream.rows(self.shape.positions(chunk, self.start))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +99,10 @@ def _any(maker: Maker) -> dict[str, np.ndarray]:
 
 
 class Tally:
-  """Counts of what was tried and dropped, against a limit."""
+  """Counts of what was tried and dropped of a source, against a limit."""
 
-  def __init__(self, max_dropped: float):
-    self.max_dropped = max_dropped
+  def __init__(self, max_dropped: float, source: str = ""):
+    self.max_dropped, self.source = max_dropped, source
     self.tried = self.before = 0
     self.lost: dict[str, list[int]] = {}
 
@@ -108,6 +110,14 @@ class Tally:
   def dropped(self) -> int:
     """Returns how many examples dropped out, those before a restore included."""
     return self.before + sum(map(len, self.lost.values()))
+
+  @property
+  def reasons(self) -> dict[str, int]:
+    """Returns reason -> examples that dropped out."""
+    counts = {reason: len(at) for reason, at in sorted(self.lost.items())}
+    counts |= {"before the restart": self.before} if self.before else {}
+    where = f"{self.source}/" if self.source else ""
+    return {where + reason: count for reason, count in counts.items()}
 
   def add(self, rows: Rows, total: int = 0) -> None:
     """Counts some rows.
@@ -119,14 +129,15 @@ class Tally:
     Raises:
       TooManyDropped: with the counts by reason.
     """
-    self.tried += rows.tried
-    for reason, index in rows.dropped:
+    self.tried += rows.tried.get(self.source, 0)
+    for reason, index in rows.dropped.get(self.source, ()):
       self.lost.setdefault(reason, []).append(index)
     if self.dropped > self.max_dropped * max(self.tried, total or _FEW):
       pairs = [(reason, i) for reason, at in self.lost.items() for i in at]
       earlier = f", and {self.before} before the restart" if self.before else ""
+      source = f"source {self.source!r}: " if self.source else ""
       raise TooManyDropped(
-        f"{examples.report(pairs, self.tried)}{earlier}. More than "
+        f"{source}{examples.report(pairs, self.tried)}{earlier}. More than "
         f"config.data.max_dropped = {self.max_dropped:.1%}: mend the data or raise it."
       )
 
@@ -134,24 +145,24 @@ class Tally:
 class Loader:
   """An endless iterator of this process's rows of each global training batch.
 
-  Its state is three numbers, and only `example`, the global position of the next
+  Its state is a handful of numbers, and only `example`, the global position of the next
   batch's first example, decides what comes next: a run may go on with other threads,
   workers, process counts or batch size.
   """
 
   def __init__(
     self,
-    maker: Maker,
+    stream: Stream,
     shape: Shape,
     *,
     threads: int,
     workers: int,
     prefetch: int,
-    max_dropped: float,
+    max_dropped: Mapping[str, float],
   ):
-    self._maker, self._shape = maker, shape
+    self._stream, self._shape = stream, shape
     self._threads, self._workers, self._prefetch = threads, workers, prefetch
-    self._tally = Tally(max_dropped)
+    self._tallies = {name: Tally(max_dropped[name], name) for name in stream.names}
     self._example = 0
     self._chunks: Iterator[Rows] | None = None
 
@@ -164,31 +175,61 @@ class Loader:
     rows = [next(self._chunks) for _ in range(self._shape.chunks)]
     self._example += self._shape.batch_size
     for part in rows:
-      self._tally.add(part)
+      for tally in self._tallies.values():
+        tally.add(part)
     return joined(rows)
 
   @property
   def dropped(self) -> dict[str, int]:
-    """Returns reason -> examples of this process that dropped out."""
-    counts = {reason: len(at) for reason, at in sorted(self._tally.lost.items())}
-    before = {"before the restart": self._tally.before} if self._tally.before else {}
-    return counts | before
+    """Returns reason -> examples of this process that dropped out.
 
-  def state(self) -> dict[str, int]:
+    Those of a mixture are called "<source>/<reason>".
+    """
+    return {k: n for tally in self._tallies.values() for k, n in tally.reasons.items()}
+
+  def state(self) -> dict[str, Any]:
     """Returns where the stream stands, after the batches handed out so far.
 
-    `example` is global; `tried` and `dropped` are this process's, for its report.
+    `example` is global. `tried` and `dropped` are this process's, for its report; a
+    mixture has them by source. `given`, what each source has given, is there to be
+    compared: it follows from `example`.
     """
-    tally = self._tally
-    return dict(example=self._example, tried=tally.tried, dropped=tally.dropped)
+    tried = {name: tally.tried for name, tally in self._tallies.items()}
+    dropped = {name: tally.dropped for name, tally in self._tallies.items()}
+    state: dict[str, Any] = dict(example=self._example, tried=tried, dropped=dropped)
+    if list(tried) == [""]:
+      state |= dict(tried=tried[""], dropped=dropped[""])
+    if len(self._stream.members) > 1:
+      state["given"] = self._stream.given(self._example)
+    return state
 
-  def restore(self, state: dict[str, int]) -> None:
-    """Goes on from a `state()`, whichever process or machine saved it."""
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Goes on from a `state()`, whichever process or machine saved it.
+
+    Raises:
+      ValueError: the mixture would have given other examples by now.
+    """
+    example = int(state["example"])
+    self._check_given(example, state.get("given"))
     self.close()
-    self._example = int(state["example"])
-    tally = Tally(self._tally.max_dropped)
-    tally.tried, tally.before = int(state["tried"]), int(state["dropped"])
-    self._tally = tally
+    self._example = example
+    for name, old in self._tallies.items():
+      tally = Tally(old.max_dropped, name)
+      tally.tried, tally.before = (_of(state[k], name) for k in ("tried", "dropped"))
+      self._tallies[name] = tally
+
+  def _check_given(self, example: int, saved: Mapping[str, int] | None) -> None:
+    now = self._stream.given(example)
+    if saved is None and len(now) == 1:
+      return
+    if saved != now:
+      raise ValueError(
+        f"by example {example} the run had read {saved or 'a single source'}, but "
+        f"config.data would have read {now}: examples would be seen again or never. "
+        "To change the shares of a run, add knots to its weights from here on, such "
+        f'as ("name", ((0, 0.9), ({example}, 0.9), ({example}, 0.5)), {{}}); to start '
+        "on other data, take the parameters only, by config.init_from"
+      )
 
   def close(self) -> None:
     """Stops reading ahead; the next batch starts again from the state."""
@@ -198,7 +239,7 @@ class Loader:
       close()
 
   def _dataset(self) -> grain.IterDataset:
-    make = _TrainChunk(self._maker, self._shape, self._example)
+    make = _TrainChunk(self._stream, self._shape, self._example)
     ahead = max(1, self._prefetch) * self._shape.chunks
     dataset = grain.MapDataset.range(sys.maxsize // 2).map(make)
     if not self._workers:
@@ -240,7 +281,7 @@ class EvalBatches:
       rows = [next(iterator) for _ in range(self._shape.chunks)]
       for part in rows:
         tally.add(part, total=len(self._maker.source))
-      self.dropped = {reason: len(at) for reason, at in sorted(tally.lost.items())}
+      self.dropped = tally.reasons
       yield joined(rows)
 
 
@@ -255,6 +296,11 @@ def joined(parts: Sequence[Rows]) -> dict[str, np.ndarray]:
         f"examples differ in their keys: {sorted(first)} and {sorted(other)}"
       )
   return {key: np.concatenate([p.arrays[key] for p in parts]) for key in first}
+
+
+def _of(count: int | Mapping[str, int], name: str) -> int:
+  """Returns a source's count, out of the state of a run with a mixture or without."""
+  return int(count.get(name, 0) if isinstance(count, Mapping) else count)
 
 
 def _reading(threads: int, ahead: int) -> grain.ReadOptions:

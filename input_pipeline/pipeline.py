@@ -3,7 +3,9 @@
 A batch holds, of this process's rows: each modality of config.model.modalities that the
 transforms made ("image" f32[b, h, w, 3], "text" int32[b, n], ...), "<modality>_mask",
 "id" int32[b], "index" int32[b] (position in the source), "label_<name>" int32[b], what
-a transform declares as `kept`, and in evaluation "valid" bool[b].
+a transform declares as `kept`, and in evaluation "valid" bool[b]. In a mixture also
+"label_source" int32[b] and, where sources hold different modalities,
+"<modality>_valid" bool[b]; "index" then counts through all sources.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +18,14 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from input_pipeline import examples, loader, tokenizer
+from input_pipeline import captions, examples, loader, mixture, tokenizer
 from input_pipeline.interfaces import Source, Transform
+from input_pipeline.interleave import Interleave
 from input_pipeline.loader import EvalBatches, Loader
+from input_pipeline.stream import Member, Stream
 from model import catalogue
 
 _SOURCES, _TRANSFORMS = "input_pipeline.sources", "input_pipeline.transforms"
-_MOST_CAPTIONS = 2_000_000  # that a tokenizer is trained on
 
 
 def source(
@@ -33,12 +36,13 @@ def source(
   Args:
     config: config.data.source names a file of input_pipeline/sources/.
     split: config.data.split where None.
-    options: changes to config.data.options; "source" among them names another source,
-      which starts from no options.
+    options: changes to config.data.options; "source" among them names a source of
+      config.data.mixture, or another one, which starts from no options.
 
   Raises:
     ValueError: an unknown source or option, or a source without examples.
   """
+  config, options = mixture.named(config, options)
   given, changes = dict(config.data.options), dict(options or {})
   name = changes.pop("source", None)
   if name is None:
@@ -47,7 +51,11 @@ def source(
     given = {}
   if not name:
     known = ", ".join(catalogue.names(_SOURCES))
-    raise ValueError(f"config.data.source is not set; known: {known}")
+    mixed = [entry.name for entry in mixture.entries(config) if entry.name]
+    which = f" nor, by its options' source, one of config.data.mixture {mixed}"
+    raise ValueError(
+      f"config.data.source is not set{which if mixed else ''}; known: {known}"
+    )
   split = config.data.split if split is None else split
   cls = catalogue.find(_SOURCES, name, "Source")
   built = catalogue.build(
@@ -110,15 +118,24 @@ def prepare(config: Any, workdir: str) -> Any:
 
 def _prepare_transforms(config: Any, workdir: str) -> None:
   """Lets each transform with a `prepare` make its files and change its options."""
-  captions = functools.partial(_captions, config)
-  for key in ("transforms", "eval_transforms"):
+  texts = functools.partial(_captions, config)
+
+  def prepared(transforms: Iterable[Any]) -> tuple[Any, ...]:
     entries = []
-    for name, options in config.data[key]:
+    for name, options in transforms:
       cls = catalogue.find(_TRANSFORMS, name, "Transform")
       if hasattr(cls, "prepare"):
-        options = cls.prepare(dict(options or {}), str(workdir), captions)
+        options = cls.prepare(dict(options or {}), str(workdir), texts)
       entries.append((name, options))
-    config.data[key] = tuple(entries)
+    return tuple(entries)
+
+  keys = ("transforms", "eval_transforms")
+  for key in keys:
+    config.data[key] = prepared(config.data[key])
+  config.data.mixture = tuple(
+    (name, weight, {k: prepared(v) if k in keys else v for k, v in changes.items()})
+    for name, weight, changes in config.data.get("mixture", ())
+  )
 
 
 def tokenize(
@@ -158,17 +175,31 @@ def train_loader(config: Any, *, process_index: int, process_count: int) -> Load
       f"config.data.repeat = {data.repeat} must be at least 1 and divide "
       f"config.batch_size = {config.batch_size}: a batch holds whole bags"
     )
-  maker = _maker(config, source(config), "transforms", examples.TRAIN, data.split)
-  maker = dataclasses.replace(maker, repeat=data.repeat)
-  maker.train_row(0)  # Errors of the config are clearest here, before any thread.
+  entries = mixture.entries(config)
   return Loader(
-    maker,
+    _stream(config, entries),
     shape,
     threads=data.threads,
     workers=data.workers,
     prefetch=data.prefetch,
-    max_dropped=data.max_dropped,
+    max_dropped={e.name: e.config.data.max_dropped for e in entries},
   )
+
+
+def _stream(config: Any, entries: Sequence[mixture.Entry]) -> Stream:
+  """Returns the training stream of some sources."""
+  members, weights, first = [], [], 0
+  spaces = list(dict.fromkeys(entry.ids for entry in entries))
+  for number, (name, weight, alone, ids) in enumerate(entries):
+    found = source(alone)
+    maker = _maker(alone, found, "transforms", examples.TRAIN, alone.data.split)
+    maker = dataclasses.replace(maker, repeat=config.data.repeat, name=name)
+    members.append(Member(maker, number, first, spaces.index(ids), len(spaces)))
+    weights.append(weight)
+    first += len(found)
+  block = config.batch_size if config.data.single_source else config.data.repeat
+  # Reads an example of each: errors of the config are clearest before any thread.
+  return Stream.of(members, Interleave(tuple(weights), block))
 
 
 def eval_batches(
@@ -193,6 +224,7 @@ def eval_batches(
   Raises:
     ValueError: as in `train_loader`.
   """
+  config, options = mixture.named(config, options)
   data = config.data
   shape = loader.Shape(batch_size, process_index, process_count, "batch_size")
   found = source(config, split=split, options=options)
@@ -220,25 +252,4 @@ def _maker(
 
 def _captions(config: Any) -> Iterator[str]:
   """Yields every wording of the training captions, or of evenly spaced ones of many."""
-  found = source(config)
-  count = min(len(found), _MOST_CAPTIONS)
-  for i in range(count):
-    try:
-      example = found[i * len(found) // count]
-    except examples.Drop:
-      continue
-    captions = example.get("captions", example.get("caption"))
-    if captions is None:
-      raise ValueError(
-        "no captions to train config.data.tokenizer on, nor to make vocabularies of: "
-        f"examples of {config.data.source!r} have no 'captions', only {sorted(example)}"
-      )
-    values = captions.values() if isinstance(captions, Mapping) else (captions,)
-    for value in values:
-      for text in (value,) if isinstance(value, str | bytes) else _as_iterable(value):
-        raw = text if isinstance(text, bytes) else str(text).encode("utf-8", "replace")
-        yield raw.decode("utf-8", "replace")
-
-
-def _as_iterable(value: Any) -> Iterable[Any]:
-  return value if isinstance(value, Iterable) else ()
+  return captions.every([source(entry.config) for entry in mixture.entries(config)])

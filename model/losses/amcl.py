@@ -86,7 +86,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       x, y = self._split(z[a]), self._split(z[b])
       # f32 on purpose: see model.losses.reductions.dot.
       s = jnp.einsum("bmd,cmd->mbc", x, y, precision=jax.lax.Precision.HIGHEST)

@@ -53,7 +53,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       x, y = (self._standard(z[m], valid) for m in (a, b))
       count = jnp.sum(valid.astype(jnp.float32))
       c = jnp.matmul(x.T, y, precision=lax.Precision.HIGHEST) / jnp.maximum(count, 1.0)

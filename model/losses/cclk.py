@@ -89,7 +89,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for x, y in pairing.directions(self.pairs):
-      valid = pairing.valid_rows(batch, z[x].shape[0])
+      valid = pairing.valid_rows(batch, z[x].shape[0], x, y)
       given = z[x] if self.condition is None else batch[self.condition]
       weights = lax.stop_gradient(self.weights(given, valid))
       a, b = (jnp.where(valid[:, None], z[m].astype(jnp.float32), 0.0) for m in (x, y))

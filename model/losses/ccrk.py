@@ -66,7 +66,7 @@ class Loss:
     scale = scaling.inverse(params, self.temperature, self.max_scale)
     metrics = {"ccrk/temperature": 1 / scale}
     image = z[self.one]
-    valid = pairing.valid_rows(batch, image.shape[0])
+    valid = pairing.valid_rows(batch, image.shape[0], self.one)
     totals, own, back, held = [], [], [], []
     for m in self.many:
       has = valid & jnp.asarray(batch.get(f"{m}_valid", valid), bool)

@@ -77,7 +77,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       faces, share = self._faces(z[a], batch, valid)
       anchors = self._anchors(z[a], z[b], batch[self.group], valid)
       terms.append(faces + self.text * anchors)

@@ -68,7 +68,7 @@ class Loss:
     loss, _ = clip({}, z, batch)
     metrics = {"cua/infonce": loss}
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       gap = pairing.masked_mean(distance.squared(z[a], z[b]), valid)
       metrics[f"cua/align_{a}_{b}"] = gap
       term = self.align * gap

@@ -75,7 +75,7 @@ class Loss:
     terms = []
     for frozen, trained in self.pairs:
       q, p = z[frozen], z[trained]
-      valid = pairing.valid_rows(batch, q.shape[0])
+      valid = pairing.valid_rows(batch, q.shape[0], frozen, trained)
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       of_p, of_q = reduce.symmetric_logsumexp(p, q, scale, **how)
       similarity = pairing.positive(p, q)

@@ -68,7 +68,7 @@ class Loss:
     how["exclude"] = pairing.no_negatives(batch, self.negatives)
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       rows, cols = reduce.symmetric_logsumexp(z[a], z[b], scale, valid=valid, **how)
       similarity = pairing.positive(z[a], z[b])
       target = scale * self._weight(similarity, valid) * similarity

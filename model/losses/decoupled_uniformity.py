@@ -81,7 +81,7 @@ class Loss:
     del params
     views = jnp.stack([z[v].astype(jnp.float32) for v in self.modalities])
     centroids = jnp.mean(views, axis=0)
-    valid = pairing.valid_rows(batch, centroids.shape[0])
+    valid = pairing.valid_rows(batch, centroids.shape[0], *self.modalities)
     length = pairing.masked_mean(pairing.positive(centroids, centroids), valid)
     if self.prior is not None:
       if self.prior not in batch:

@@ -83,7 +83,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for (a, b), (c, d) in zip(self.pairs, self._targets):
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       ways = ((a, b, c, d),) if a == b else ((a, b, c, d), (b, a, d, c))
       for x, y, s, t in ways:
         each, spread = self._divergence(z[x], z[y], z[s], z[t], x == y, valid)

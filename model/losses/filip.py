@@ -87,7 +87,7 @@ class Loss:
     terms = []
     rows = {m: self.embed(params, m, z[m]) for pair in self.pairs for m in pair}
     for a, b in pairing.directions(self.pairs):
-      valid = pairing.valid_rows(batch, rows[a].x.shape[0])
+      valid = pairing.valid_rows(batch, rows[a].x.shape[0], a, b)
       lse = reduce.row_logsumexp(
         rows[a], rows[b], scale, valid=valid, strategy=self.strategy, tile=self.tile
       )

@@ -101,7 +101,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       x, y = sides[a], sides[b]
-      valid = pairing.valid_rows(batch, x.shape[0])
+      valid = pairing.valid_rows(batch, x.shape[0], a, b)
       w = jnp.where(valid, self.weights(batch[self.grade]), 0.0)
       size = jnp.sum(w if self.normalise == "weights" else valid.astype(jnp.float32))
       similarity = pairing.positive(x, y)

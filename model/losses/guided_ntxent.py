@@ -92,7 +92,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       similarity = pairing.positive(z[a], z[b])
       for x, y in ((a, b), (b, a)):
         g: Any = None if self.mode == "none" else self._guides(x, y, z, batch)

@@ -70,7 +70,7 @@ class Loss:
     how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       count = self._count(batch, valid)
       similarity = pairing.positive(z[a], z[b])
       exclude = pairing.no_negatives(batch, self.negatives)

@@ -86,7 +86,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       self._check(z[a], batch)
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       classes = [jnp.where(valid, batch[k], 0) for k in self.labels]
       gate = self.gate(params, *classes)
       sides = (z[a], z[b], classes[1]), (z[b], z[a], classes[0])

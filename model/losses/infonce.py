@@ -58,7 +58,7 @@ class Loss:
     metrics = {"infonce/temperature": 1 / scale}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       rows, cols = reduce.symmetric_logsumexp(
         z[a], z[b], scale, valid=valid, strategy=self.strategy, tile=self.tile
       )

@@ -74,7 +74,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       forth, back = jnp.float32(0), jnp.float32(0)
       for share, gamma, x, y in self._kernels(z[a], z[b]):
         rows, cols = self._denominators(x, y, gamma, valid)

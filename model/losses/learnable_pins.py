@@ -61,7 +61,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       rows = z[a].shape[0]
-      valid = pairing.valid_rows(batch, rows)
+      valid = pairing.valid_rows(batch, rows, a, b)
       track = batch.get("id", jnp.arange(rows, dtype=jnp.int32))
       square = -reductions.dot(*distance.lifted(z[a], z[b]), (1, 1))
       d = jnp.sqrt(jnp.maximum(square, _NEAREST))

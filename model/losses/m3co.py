@@ -75,7 +75,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       x, y = z[a], z[b]
-      valid = pairing.valid_rows(batch, x.shape[0])
+      valid = pairing.valid_rows(batch, x.shape[0], a, b)
       partner, share = _mixture(batch, a, valid)
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       partners = permute.take(y, partner, strategy=self.strategy)

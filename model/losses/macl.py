@@ -69,7 +69,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       similarity = pairing.positive(z[a], z[b])
       aligned = jax.lax.stop_gradient(pairing.masked_mean(similarity, valid))
       t = self.temperature * (1 + self.alpha * (aligned - self.alignment))

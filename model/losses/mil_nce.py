@@ -73,7 +73,7 @@ class Loss:
     metrics = {"mil_nce/temperature": 1 / scale}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       bags = (batch["id"], batch["id"]) if "id" in batch else "diagonal"
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       match = reduce.symmetric_logsumexp(z[a], z[b], scale, only=bags, **how)

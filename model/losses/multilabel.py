@@ -73,19 +73,21 @@ class Loss:
     some = labels >= 0
     count = jnp.sum(some.astype(jnp.float32), axis=1)
     valid = pairing.valid_rows(batch, labels.shape[0]) & (count > 0)
-    metrics = {"multilabel/labels": pairing.masked_mean(count, valid)}
+    whole = valid & pairing.valid_rows(batch, labels.shape[0], *self.modalities)
+    metrics = {"multilabel/labels": pairing.masked_mean(count, whole)}
     terms = []
     for m in self.modalities:
-      logits = jnp.where(valid[:, None], z[m].astype(jnp.float32), 0.0)
+      seen = valid & pairing.valid_rows(batch, labels.shape[0], m)
+      logits = jnp.where(seen[:, None], z[m].astype(jnp.float32), 0.0)
       own = jnp.take_along_axis(logits, jnp.where(some, labels, 0), axis=1)
       own = jnp.sum(jnp.where(some, own, 0.0), axis=1)
       if self.form == "sigmoid":
         rows = jnp.sum(jax.nn.softplus(logits), axis=1) - own
       else:
         rows = jax.nn.logsumexp(logits, axis=1) - own / jnp.maximum(count, 1.0)
-      terms.append(pairing.masked_mean(rows, valid))
+      terms.append(pairing.masked_mean(rows, seen))
       best = jnp.argmax(logits, axis=1)
       hit = jnp.any(some & (labels == best[:, None]), axis=1).astype(jnp.float32)
       metrics[f"multilabel/{m}"] = terms[-1]
-      metrics[f"multilabel/top1_{m}"] = pairing.masked_mean(hit, valid)
+      metrics[f"multilabel/top1_{m}"] = pairing.masked_mean(hit, seen)
     return jnp.mean(jnp.stack(terms)), metrics

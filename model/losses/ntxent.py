@@ -54,7 +54,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       similarity = pairing.positive(z[a], z[b])
       rows, cols = reduce.symmetric_logsumexp(z[a], z[b], scale, **how)

@@ -31,10 +31,19 @@ def check(pairs: tuple[Pair, ...]) -> None:
     )
 
 
-def valid_rows(batch: Batch, rows: int) -> Array:
-  """Returns bool[b]: batch["valid"], or all True where the batch has none."""
-  valid = batch.get("valid")
-  return jnp.ones(rows, bool) if valid is None else valid.astype(bool)
+def valid_rows(batch: Batch, rows: int, *names: str) -> Array:
+  """Returns bool[b]: the rows that are valid and have what is named.
+
+  Args:
+    batch: "valid" bool[b] and "<name>_valid" bool[b] count where they are there.
+    rows: b.
+    *names: of z: modalities or views.
+  """
+  valid = jnp.ones(rows, bool)
+  for key in ("valid", *(f"{name}_valid" for name in names)):
+    if key in batch:
+      valid &= batch[key].astype(bool)
+  return valid
 
 
 def masked_mean(x: Array, valid: Array) -> Array:

@@ -90,7 +90,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       read = {m: _read(m, z[m]) for m in (a, b)}
-      valid = pairing.valid_rows(batch, z[a].pooled.shape[0])
+      valid = pairing.valid_rows(batch, z[a].pooled.shape[0], a, b)
       how: dict[str, Any] = dict(valid=valid, strategy=self.strategy, tile=self.tile)
       draws = [_kept(draws, valid) for draws, _ in read.values()]
       x, y = _samples(draws, scale, params["shift"])

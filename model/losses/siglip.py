@@ -57,7 +57,7 @@ class Loss:
     metrics = {"siglip/scale": scale, "siglip/bias": bias}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       rows = reduce.pair_sum(
         pair_loss,
         z[a],

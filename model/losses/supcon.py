@@ -70,7 +70,7 @@ class Loss:
     ids = pairing.ids(batch)
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile, valid=valid)
       rows, cols = reduce.symmetric_logsumexp(z[a], z[b], scale, **how)
       count = jnp.maximum(pairing.count_same(ids, **how), 1.0)

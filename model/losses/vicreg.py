@@ -59,7 +59,7 @@ class Loss:
     metrics: Metrics = {}
     terms = []
     for a, b in self.pairs:
-      valid = pairing.valid_rows(batch, z[a].shape[0])
+      valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
       apart = pairing.masked_mean(distance.squared(z[a], z[b]), valid) / z[a].shape[-1]
       (short, cov), (short_b, cov_b) = (self._spread(z[m], valid) for m in (a, b))
       short, cov = (short + short_b) / 2, cov + cov_b

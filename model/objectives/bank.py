@@ -137,7 +137,7 @@ class Objective:
     z = parts.unit(encoded)
     ids = pairing.ids(batch)
     banks = state[memory.BANK]
-    rows = pairing.valid_rows(batch, ids.shape[0])
+    rows = pairing.valid_rows(parts.marked(batch, self.seen), ids.shape[0], *names)
     valid = rows & memory.inside(banks[names[0]], ids)
     outside = pairing.masked_mean((~valid).astype(jnp.float32), rows)
     metrics: Metrics = {"bank/outside": outside}

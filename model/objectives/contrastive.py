@@ -120,6 +120,7 @@ class Objective:
     del step
     encoded = self._encode(params, encode, batch, key)
     self._check(encoded)
+    batch = parts.marked(batch, self.seen)
     raw = {m: e.pooled.astype(jnp.float32) for m, e in encoded.items()}
     unit = {m: normalize(x) for m, x in raw.items()}
     forms: dict[str, Mapping[str, Any]] = dict(raw=raw, unit=unit, tokens=encoded)

@@ -176,6 +176,7 @@ class Objective:
     if self.topped:
       k = self.topped(encode.params("ema").get(HEADS, {}), k, top, False, valid)
     queries, keys = parts.unit(q), lax.stop_gradient(parts.unit(k))
+    batch = parts.marked(batch, self.seen)
     loss, metrics = self._loss(params, state, queries, keys, batch)
     return ObjectiveOutput(loss, metrics, self._enqueue(state, keys, batch))
 
@@ -193,17 +194,18 @@ class Objective:
     metrics = {"moco/temperature": 1 / scale}
     terms = []
     for a, b in self._directions():
-      valid = pairing.valid_rows(batch, q[a].shape[0])
+      valid = pairing.valid_rows(batch, q[a].shape[0], a, b)
+      seen = {**batch, "valid": valid}  # no negative is a modality that is missing
       similarity = pairing.positive(q[a], k[b])
       own = scale * similarity
       queued = memory.columns(held[b]) if held else None
-      total = pairing.log_total(own, *self._others(q[a], k[b], queued, scale, batch))
+      total = pairing.log_total(own, *self._others(q[a], k[b], queued, scale, seen))
       rows = total - own
       if self.positives and queued is not None:
         both = queued, memory.columns(held[a])
         rows += self._more_positives(q[a], (k[b], k[a]), both, total, scale, batch)
       if self.key_anchor:
-        others = self._others(k[b], k[b], queued, scale, batch)
+        others = self._others(k[b], k[b], queued, scale, seen)
         rows += self.key_anchor * (pairing.log_total(own, *others) - own)
       metrics[f"moco/{a}_to_{b}"] = pairing.masked_mean(rows, valid)
       metrics[f"moco/positive_{a}_{b}"] = pairing.masked_mean(similarity, valid)
@@ -270,7 +272,7 @@ class Objective:
   def _enqueue(self, state: State, k: Mapping[str, Array], batch: Batch) -> State:
     queues = {}
     for name, held in state.get(memory.QUEUE, {}).items():
-      valid = pairing.valid_rows(batch, k[name].shape[0])
+      valid = pairing.valid_rows(batch, k[name].shape[0], name)
       ids = batch.get("id", jnp.zeros(valid.shape, jnp.int32))
       queues[name] = memory.push(held, k[name], valid, ids)
     return {memory.QUEUE: queues} if queues else state

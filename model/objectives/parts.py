@@ -122,6 +122,17 @@ def encode_views(
   return encoded
 
 
+def marked(batch: Batch, views: tuple[Views, ...]) -> Batch:
+  """Returns the batch with "<view>_valid" bool[b], as "<modality>_valid" has it."""
+  valid = {
+    f"{name}_valid": batch[f"{v.modality}_valid"]
+    for v in views
+    for name in v.names
+    if f"{v.modality}_valid" in batch
+  }
+  return {**batch, **valid} if valid else batch
+
+
 def spec(
   towers: Any, batch_spec: Batch, views: tuple[Views, ...] = ()
 ) -> dict[str, Encoded]:

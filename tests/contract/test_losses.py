@@ -150,11 +150,15 @@ def test_masked_rows_are_dropped_rows(name):
   z = embeddings(loss)
   z = jax.tree.map(lambda x: np.where(_like(keep, x), x, np.float32(50) * x[::-1]), z)
   f = value_and_grad(loss)
-  batch = {**batch_of(loss), "valid": keep}
+  # Half of them are not valid, half lack what the loss compares.
+  absent = ~keep & (np.arange(B) % 2 == 0)
+  batch = {**batch_of(loss), "valid": keep | absent}
+  batch |= {f"{m}_valid": ~absent for m in z}
   (value, metrics), (grads, dz) = f(parameters(loss), z, batch)
   few = rows(z, keep)
   # `valid` may be left out
-  want_batch = {k: x for k, x in batch_rows(batch, keep).items() if k != "valid"}
+  want_batch = batch_rows(batch_of(loss), keep)
+  want_batch.pop("valid")
   (want, want_metrics), (want_grads, want_dz) = f(parameters(loss), few, want_batch)
   assert_near((value, metrics), (want, want_metrics))
   assert_slopes_near(grads, want_grads)

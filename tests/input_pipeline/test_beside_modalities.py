@@ -125,7 +125,8 @@ def test_what_transforms_keep_is_in_the_batch_and_partners_are_drawn(config):
 )
 def test_kept_numbers_are_of_32_bits(config, value, dtype):
   changed = config(threads=0)
-  maker = pipeline.train_loader(changed, process_index=0, process_count=1)._maker
+  maker = pipeline.train_loader(changed, process_index=0, process_count=1)
+  maker = maker._stream.members[0].maker
   transform = keep.Transform(keys=("extra",))
   maker = dataclasses.replace(
     maker, transforms=(*maker.transforms, ("keep", transform))
