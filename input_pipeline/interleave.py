@@ -18,10 +18,12 @@ from fractions import Fraction
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-Knot = tuple[int, float]
-Schedule = float | Sequence[Knot]  # a weight, or (example, weight) in order
+Weight = float | Fraction
+Schedule = (
+  Weight | Sequence[tuple[int, Weight]]
+)  # a weight, or (example, weight) in order
 
 
 class _Segment(NamedTuple):
@@ -170,16 +172,27 @@ class Interleave:
     return s.given[sources] + twice * at * s.scale
 
 
+def scaled(schedule: Schedule, factor: Fraction) -> Schedule:
+  """Returns the schedule with all weights multiplied."""
+  if factor == 1:
+    return schedule
+  if isinstance(schedule, Sequence):
+    return tuple((example, Fraction(str(w)) * factor) for example, w in schedule)
+  return Fraction(str(schedule)) * factor
+
+
 def _knots(schedule: Schedule, source: int) -> list[tuple[int, Fraction]]:
   """Returns (example, weight) of a schedule, checked."""
-  single = isinstance(schedule, int | float | Fraction)
-  knots = [(0, schedule)] if single else [tuple(knot) for knot in schedule]
-  where = f"the weights of source {source}, {schedule!r},"
-  if not knots or any(len(knot) != 2 for knot in knots):
+  knots: list[tuple[Any, ...]] = [(0, schedule)]
+  if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+    knots = [tuple(knot) for knot in schedule]
+  where = f"config.data.mixture[{source}]: the weight {schedule!r}"
+  numbers = all(isinstance(x, int | float | Fraction) for knot in knots for x in knot)
+  if not knots or any(len(knot) != 2 for knot in knots) or not numbers:
     raise ValueError(f"{where} must be a number or ((example, weight), ...)")
   starts = [knot[0] for knot in knots]
   if sorted(starts) != starts or starts[0] < 0 or any(int(x) != x for x in starts):
-    raise ValueError(f"{where} must be at whole numbers of examples, in order, from 0")
+    raise ValueError(f"{where} must have whole numbers of examples, in order, from 0")
   weights = [knot[1] for knot in knots]
   if any(not math.isfinite(w) or w < 0 for w in weights):
     raise ValueError(f"{where} must be finite and not negative")
@@ -203,7 +216,9 @@ def _segments(sources: list[list[tuple[int, Fraction]]]) -> tuple[_Segment, ...]
   def shares(example: int, after: bool) -> list[Fraction]:
     weights = [_weight(knots, example, after) for knots in sources]
     if not sum(weights):
-      raise ValueError(f"all sources have weight 0 at example {example}")
+      raise ValueError(
+        f"config.data.mixture: all sources have weight 0 at example {example}"
+      )
     return [w / sum(weights) for w in weights]
 
   # Before a jump to or from zero, one weight may be all there is.

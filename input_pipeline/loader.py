@@ -219,7 +219,13 @@ class Loader:
       self._tallies[name] = tally
 
   def _check_given(self, example: int, saved: Mapping[str, int] | None) -> None:
-    now = self._stream.given(example)
+    now, block = self._stream.given(example), self._stream.plan.block
+    if example % block:
+      raise ValueError(
+        f"the run stands at example {example}, amid {block} that belong together "
+        f"({example} % {block} = {example % block}): keep its config.batch_size and "
+        "config.data.repeat"
+      )
     if saved is None and len(now) == 1:
       return
     if saved != now:

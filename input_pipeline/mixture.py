@@ -1,9 +1,9 @@
 """config.data.mixture: several sources, each with what it changes of config.data.
 
-  mixture = (
-    ("photos", 0.8, dict(source="webdataset", options=dict(paths="..."))),
-    ("captions", ((0, 0.2), (1_000_000, 0.4)), dict(transforms=...)),
-  )
+mixture = (
+  ("photos", 0.8, dict(source="webdataset", options=dict(paths="..."))),
+  ("captions", ((0, 0.2), (1_000_000, 0.4)), dict(transforms=...)),
+)
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,10 @@ from model import catalogue
 
 _WHERE = "config.data.mixture"
 # What an entry may change of config.data; `ids` is its own.
-_CHANGES = ("source", "options", "split", "transforms", "eval_transforms")
-_CHANGES += ("max_dropped", "ids")
+_CHANGES = (
+  *("source", "options", "split", "transforms", "eval_transforms", "max_dropped"),
+  "ids",
+)
 
 
 class Entry(NamedTuple):
@@ -74,8 +76,8 @@ def named(
   Without one, the config as it is. What remains of the options comes with it.
   """
   options = dict(options or {})
-  for entry in entries(config):
-    if entry.name and entry.name == options.get("source"):
+  for entry in entries(config) if "source" in options else ():
+    if entry.name and entry.name == options["source"]:
       del options["source"]
       return entry.config, options
   return config, options

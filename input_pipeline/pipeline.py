@@ -11,6 +11,7 @@ a transform declares as `kept`, and in evaluation "valid" bool[b]. In a mixture 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import copy
 import dataclasses
+from fractions import Fraction
 import functools
 import inspect
 from typing import Any
@@ -18,11 +19,12 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from input_pipeline import captions, examples, loader, mixture, tokenizer
+from input_pipeline import buckets, captions, examples, loader, mixture, tokenizer
 from input_pipeline.interfaces import Source, Transform
-from input_pipeline.interleave import Interleave
+from input_pipeline.interleave import Interleave, scaled
 from input_pipeline.loader import EvalBatches, Loader
 from input_pipeline.stream import Member, Stream
+from input_pipeline.transforms import tokenize as tokenizing
 from model import catalogue
 
 _SOURCES, _TRANSFORMS = "input_pipeline.sources", "input_pipeline.transforms"
@@ -95,7 +97,8 @@ def prepare(config: Any, workdir: str) -> Any:
 
   "{workdir}" in config.data.tokenizer is replaced. The tokenizer is trained on the
   captions of config.data.split, to config.model.modalities.text.vocab ids. Transforms
-  make what they need of the captions likewise. Every process may call this: the result
+  make what they need of the captions likewise, and texts are measured for
+  config.data.buckets. Every process may call this: the result
   is the same bytes, and appears at once.
 
   Raises:
@@ -113,7 +116,26 @@ def prepare(config: Any, workdir: str) -> Any:
   if not epath.Path(path).exists():
     tokenizer.train_tokenizer(_captions(config), path, texts.vocab)
   tokenizer.load(path, texts.vocab)
+  if config.data.get("buckets"):
+    folder = str(config.data.lengths).replace("{workdir}", str(workdir))
+    config.data.lengths = folder
+    for entry in mixture.entries(config):
+      _measure(entry)
   return config
+
+
+def _measure(entry: mixture.Entry) -> np.ndarray:
+  """Returns the lengths of a source's texts, and keeps them in config.data.lengths."""
+  data, texts = entry.config.data, entry.config.model.modalities.text
+  found = source(entry.config)
+  made_by = f"{tokenizer.fingerprint(data.tokenizer)} {len(found)}"
+  path = f"{data.lengths}/{entry.name or 'all'}.npz"
+  measured = buckets.read(path, made_by)
+  if measured is None:
+    measured = buckets.measure(found, tokenizer.load(data.tokenizer, texts.vocab))
+    if "{workdir}" not in path:
+      buckets.save(path, measured, made_by)
+  return measured
 
 
 def _prepare_transforms(config: Any, workdir: str) -> None:
@@ -194,12 +216,38 @@ def _stream(config: Any, entries: Sequence[mixture.Entry]) -> Stream:
     found = source(alone)
     maker = _maker(alone, found, "transforms", examples.TRAIN, alone.data.split)
     maker = dataclasses.replace(maker, repeat=config.data.repeat, name=name)
-    members.append(Member(maker, number, first, spaces.index(ids), len(spaces)))
-    weights.append(weight)
+    for part, share in _parts(maker, entries[number]):
+      members.append(Member(part, number, first, spaces.index(ids), len(spaces)))
+      weights.append(scaled(weight, share))
     first += len(found)
-  block = config.batch_size if config.data.single_source else config.data.repeat
+  alike = config.data.single_source or config.data.buckets
+  block = config.batch_size if alike else config.data.repeat
   # Reads an example of each: errors of the config are clearest before any thread.
   return Stream.of(members, Interleave(tuple(weights), block))
+
+
+def _parts(
+  maker: examples.Maker, entry: mixture.Entry
+) -> Iterator[tuple[examples.Maker, Fraction]]:
+  """Yields the source, or its parts by length of text, and their shares of it."""
+  config = entry.config
+  if not config.data.buckets:
+    yield maker, Fraction(1)
+    return
+  texts = config.model.modalities.text
+  every = buckets.lengths(config.data.buckets, texts.length)
+  for length, rows in buckets.parts(_measure(entry), every):
+    cut = tuple(
+      (name, dataclasses.replace(t, length=length))
+      if isinstance(t, tokenizing.Transform) and t.modality == "text"
+      else (name, t)
+      for name, t in maker.transforms
+    )
+    shapes = {**maker.shapes, "text": (length + texts.ngrams,)}
+    part = dataclasses.replace(
+      maker, part=f"text{length}", rows=rows, transforms=cut, shapes=shapes
+    )
+    yield part, Fraction(len(rows), len(maker))
 
 
 def eval_batches(

@@ -202,14 +202,22 @@ class Run:
     return 0
 
   def _compile(self):
-    self.say("compiling the train step ...")
-    started = time.monotonic()
     first = next(self.loader)
-    lowered = self.setup.train_step().lower(self.state, self.setup.put(first))
-    compiled = lowered.compile()
-    self.say(f"compiled in {time.monotonic() - started:.0f} s")
-    flops = metrics_lib.step_flops(compiled, self.config)
-    return compiled, flops, itertools.chain([first], self.loader)
+    step = self.setup.train_step()
+    compiled = {}  # by shapes: config.data.buckets makes several
+
+    def of(state, batch):
+      shapes = tuple(sorted((key, x.shape) for key, x in batch.items()))
+      if shapes not in compiled:
+        self.say("compiling the train step ...")
+        started = time.monotonic()
+        compiled[shapes] = step.lower(state, batch).compile()
+        self.say(f"compiled in {time.monotonic() - started:.0f} s")
+      return compiled[shapes]
+
+    flops = metrics_lib.step_flops(of(self.state, self.setup.put(first)), self.config)
+    run = lambda state, batch: of(state, batch)(state, batch)  # noqa: E731
+    return run, flops, itertools.chain([first], self.loader)
 
   def _keep(self, values: Mapping) -> None:
     self.pending.append((self.step, values))

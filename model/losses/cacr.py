@@ -66,9 +66,7 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid rows."""
     del params
-    valid = pairing.valid_rows(
-      batch, z[self.modalities[0]].shape[0], *self.modalities
-    )
+    valid = pairing.valid_rows(batch, z[self.modalities[0]].shape[0], *self.modalities)
     attraction = []
     for q in self.modalities:
       apart = [distance.squared(z[q], z[k]) for k in self.modalities if k != q]

@@ -75,9 +75,7 @@ class Loss:
       ValueError: "some" tuples of three modalities, and the batch has no "id".
     """
     scale = scaling.inverse(params, 1 / self.scale, self.max_scale)
-    valid = pairing.valid_rows(
-      batch, z[self.modalities[0]].shape[0], *self.modalities
-    )
+    valid = pairing.valid_rows(batch, z[self.modalities[0]].shape[0], *self.modalities)
     product = functools.reduce(
       operator.mul, (z[m].astype(jnp.float32) for m in self.modalities)
     )

@@ -111,7 +111,9 @@ def test_blocks_are_of_one_source():
 
 def test_new_knots_do_not_change_the_past():
   before = Interleave((0.9, 0.1))
-  after = Interleave((((0, 0.9), (50, 0.9), (50, 0.5)), ((0, 0.1), (50, 0.1), (50, 0.5))))
+  after = Interleave(
+    (((0, 0.9), (50, 0.9), (50, 0.5)), ((0, 0.1), (50, 0.1), (50, 0.5)))
+  )
   assert [after.locate(p) for p in range(50)] == [before.locate(p) for p in range(50)]
   assert after.counts(150) == (95, 55)
 
@@ -119,8 +121,8 @@ def test_new_knots_do_not_change_the_past():
 @pytest.mark.parametrize(
   ("schedules", "error"),
   [
-    ((-1.0, 1.0), "source 0, -1.0, must be finite and not negative"),
-    ((1.0, float("nan")), "source 1, nan, must be finite"),
+    ((-1.0, 1.0), r"mixture\[0\]: the weight -1.0 must be finite and not negative"),
+    ((1.0, float("nan")), "weight nan must be finite"),
     ((0.0, 0.0), "all sources have weight 0 at example 0"),
     ((((0, 1), (9, 0)),), "all sources have weight 0 at example 9"),
     ((((5, 1.0), (2, 1.0)),), "in order"),
