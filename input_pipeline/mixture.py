@@ -49,11 +49,12 @@ def entries(config: Any) -> tuple[Entry, ...]:
     return (Entry("", 1.0, config, ""),)
   out: list[Entry] = []
   for i, entry in enumerate(config.data.mixture):
-    if isinstance(entry, str) or len(entry) != 3 or not isinstance(entry[2], Mapping):
+    changes = None if isinstance(entry, str) else entry[-1]
+    if len(entry) != 3 or not isinstance(changes, Mapping | ConfigDict):
       raise ValueError(
         f"{_WHERE}[{i}] = {entry!r} must be (name, weight, changes of config.data)"
       )
-    name, weight, changes = entry
+    name, weight, _ = entry
     if not name or not isinstance(name, str) or "/" in name:
       raise ValueError(f"{_WHERE}[{i}]: {name!r} is no name; it must not hold a /")
     if name in [e.name for e in out]:
