@@ -97,6 +97,15 @@ def test_masked_rows_do_not_count():
   assert one == two != run(objective, x).loss
 
 
+def test_rows_without_a_modality_do_not_count_in_its_pairs():
+  x, lacks = features(), np.arange(B) == 2
+  objective = contrastive.Objective()
+  none = run(objective, x, {"valid": ~lacks}).loss
+  assert (
+    none == run(objective, x, {"text_valid": ~lacks}).loss != run(objective, x).loss
+  )
+
+
 def test_a_zero_embedding_has_a_finite_gradient():
   grad = jax.grad(lambda x: jnp.sum(contrastive.normalize(x)))(jnp.zeros((2, 3)))
   assert np.isfinite(grad).all()

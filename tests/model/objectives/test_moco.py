@@ -107,6 +107,22 @@ OPTIONS = [
 ]
 
 
+def test_a_row_without_an_image_leaves_its_text_in_the_queue():
+  objective = moco.Objective(queue=K, learned=False)
+  params, state = objective.init(KEY, Identity(), SPEC)
+  online, ema, batch = next(steps(1))
+  row = ~batch.pop("valid")
+
+  def run(marks):
+    seen = {**batch, **online, **marks}
+    return objective(params, state, Fake(online, ema), seen, KEY, jnp.int32(0))
+
+  some, none = run({"image_valid": ~row}), run({"valid": ~row})
+  assert some.loss == none.loss != run({}).loss
+  held = {m: np.asarray(some.state["queue"][m]["valid"]).sum() for m in SPEC}
+  assert held == dict(image=B - 1, text=B)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_is_the_loop_over_a_deque(options):
   objective = moco.Objective(temperature=0.2, **options)

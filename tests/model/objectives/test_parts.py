@@ -109,6 +109,14 @@ def test_views_that_cannot_be_are_refused(views, message):
     contrastive.Objective(views=views).init(KEY, None, batch_of())
 
 
+def test_views_lack_what_their_modality_lacks():
+  batch = batch_of() | {"image_valid": np.arange(B) != 1}
+  marked = parts.marked(batch, parts.build_views(TWO))
+  for name in ("image_1", "image_2"):
+    np.testing.assert_array_equal(marked[f"{name}_valid"], batch["image_valid"])
+  assert parts.marked(batch_of(), parts.build_views(TWO)).keys() == batch_of().keys()
+
+
 def test_towers_say_what_heads_will_be_given_and_take_small_crops():
   config = small.tiny()
   towers = towers_lib.build(config.model)
