@@ -5,7 +5,8 @@ German names begin at a tenth of the examples and are half of them from the midd
 the run on: the shares are exact, see docs/mixtures.md. Batches are of names of like
 length. Evaluation reads the English source, and retrieval_german the other one.
 Expected: not run.
-Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
+Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split),
+styles (all concepts in two styles of drawing, tested in a third).
 """
 
 from configs import args as args_lib
@@ -13,8 +14,7 @@ from configs import base, emoji
 
 
 def get_config(arg: str = ""):
-  args = args_lib.parse(arg, **emoji.METHOD_ARGS)
-  args.styles = False
+  args = args_lib.parse(arg, **emoji.ARGS)
   c = base.get_config()
   emoji.set_model(c)
   c = emoji.finish(c, args, "mixture_emoji")
