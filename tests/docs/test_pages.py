@@ -1,4 +1,4 @@
-"""The pages of the documentation: links lead somewhere, and what they tell one works."""
+"""The pages of the documentation: links lead somewhere, and what they say works."""
 
 import ast
 import os
