@@ -173,7 +173,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.single_source = False  # whether each batch is of one source of the mixture
   # Batches of texts of like length: lengths below config.model.modalities.text.length.
   c.data.buckets = ()
-  c.data.lengths = "{workdir}/lengths"  # folder of the lengths of texts, for `buckets`
+  # Batches of images of like shape: (height, width) beside that of the model.
+  c.data.image_sizes = ()
+  c.data.lengths = "{workdir}/lengths"  # folder of what the two go by, measured once
   c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
   c.data.threads = 2  # that decode and transform
   c.data.workers = 0  # processes; 0: threads only

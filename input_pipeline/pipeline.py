@@ -97,8 +97,8 @@ def prepare(config: Any, workdir: str) -> Any:
 
   "{workdir}" in config.data.tokenizer is replaced. The tokenizer is trained on the
   captions of config.data.split, to config.model.modalities.text.vocab ids. Transforms
-  make what they need of the captions likewise, and texts are measured for
-  config.data.buckets. Every process may call this: the result
+  make what they need of the captions likewise, and texts and images are measured for
+  config.data.buckets and .image_sizes. Every process may call this: the result
   is the same bytes, and appears at once.
 
   Raises:
@@ -111,12 +111,11 @@ def prepare(config: Any, workdir: str) -> Any:
   if path != config.data.tokenizer:
     config.data.tokenizer = path
   texts = config.model.modalities.get("text")
-  if not path or texts is None:
-    return config
-  if not epath.Path(path).exists():
-    tokenizer.train_tokenizer(_captions(config), path, texts.vocab)
-  tokenizer.load(path, texts.vocab)
-  if config.data.get("buckets"):
+  if path and texts is not None:
+    if not epath.Path(path).exists():
+      tokenizer.train_tokenizer(_captions(config), path, texts.vocab)
+    tokenizer.load(path, texts.vocab)
+  if config.data.get("buckets") or config.data.get("image_sizes"):
     folder = str(config.data.lengths).replace("{workdir}", str(workdir))
     config.data.lengths = folder
     for entry in mixture.entries(config):
@@ -124,15 +123,18 @@ def prepare(config: Any, workdir: str) -> Any:
   return config
 
 
-def _measure(entry: mixture.Entry) -> np.ndarray:
-  """Returns the lengths of a source's texts, and keeps them in config.data.lengths."""
-  data, texts = entry.config.data, entry.config.model.modalities.text
-  found = source(entry.config)
-  made_by = f"{tokenizer.fingerprint(data.tokenizer)} {len(found)}"
+def _measure(entry: mixture.Entry) -> dict[str, np.ndarray]:
+  """Returns the measures of a source, and keeps them in config.data.lengths."""
+  data, texts = entry.config.data, entry.config.model.modalities.get("text")
+  found, ids = source(entry.config), None
+  made_by = f"{len(found)}"
+  if data.buckets and texts is not None:
+    ids = tokenizer.load(data.tokenizer, texts.vocab)
+    made_by += f" {tokenizer.fingerprint(data.tokenizer)}"
   path = f"{data.lengths}/{entry.name or 'all'}.npz"
   measured = buckets.read(path, made_by)
   if measured is None:
-    measured = buckets.measure(found, tokenizer.load(data.tokenizer, texts.vocab))
+    measured = buckets.measure(found, ids)
     if "{workdir}" not in path:
       buckets.save(path, measured, made_by)
   return measured
@@ -220,7 +222,8 @@ def _stream(config: Any, entries: Sequence[mixture.Entry]) -> Stream:
       members.append(Member(part, number, first, spaces.index(ids), len(spaces)))
       weights.append(scaled(weight, share))
     first += len(found)
-  alike = config.data.single_source or config.data.buckets
+  data = config.data
+  alike = data.single_source or data.buckets or data.image_sizes
   block = config.batch_size if alike else config.data.repeat
   # Reads an example of each: errors of the config are clearest before any thread.
   return Stream.of(members, Interleave(tuple(weights), block))
@@ -229,25 +232,39 @@ def _stream(config: Any, entries: Sequence[mixture.Entry]) -> Stream:
 def _parts(
   maker: examples.Maker, entry: mixture.Entry
 ) -> Iterator[tuple[examples.Maker, Fraction]]:
-  """Yields the source, or its parts by length of text, and their shares of it."""
-  config = entry.config
-  if not config.data.buckets:
+  """Yields the source, or its parts by text and image, and their shares of it."""
+  data, modalities = entry.config.data, entry.config.model.modalities
+  lengths: tuple[int, ...] = ()
+  sizes: tuple[buckets.Size, ...] = ()
+  shapes = dict(maker.shapes)
+  if data.buckets:
+    lengths = buckets.lengths(data.buckets, modalities.text.length)
+  if data.image_sizes:
+    sizes = buckets.sizes(data.image_sizes, modalities.image.size[:2])
+  if not lengths and not sizes:
     yield maker, Fraction(1)
     return
-  texts = config.model.modalities.text
-  every = buckets.lengths(config.data.buckets, texts.length)
-  for length, rows in buckets.parts(_measure(entry), every):
-    cut = tuple(
-      (name, dataclasses.replace(t, length=length))
-      if isinstance(t, tokenizing.Transform) and t.modality == "text"
-      else (name, t)
-      for name, t in maker.transforms
-    )
-    shapes = {**maker.shapes, "text": (length + texts.ngrams,)}
+  for name, rows, length, size in buckets.parts(_measure(entry), lengths, sizes):
+    if length:
+      shapes["text"] = (length + modalities.text.ngrams,)
+    if size:
+      shapes["image"] = (*size, *modalities.image.size[2:])
+    made = tuple((n, _fitted(t, length, size, sizes)) for n, t in maker.transforms)
     part = dataclasses.replace(
-      maker, part=f"text{length}", rows=rows, transforms=cut, shapes=shapes
+      maker, part=name, rows=rows, transforms=made, shapes=dict(shapes)
     )
     yield part, Fraction(len(rows), len(maker))
+
+
+def _fitted(
+  t: Any, length: int, size: buckets.Size, sizes: Sequence[buckets.Size]
+) -> Transform:
+  """Returns the transform, making texts of `length` and images of `size` if set."""
+  if length and isinstance(t, tokenizing.Transform) and t.modality == "text":
+    return dataclasses.replace(t, length=length)
+  if size and tuple(getattr(t, "size", ())) == sizes[0]:  # of the model
+    return dataclasses.replace(t, size=size)
+  return t
 
 
 def eval_batches(

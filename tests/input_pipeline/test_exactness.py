@@ -1,11 +1,14 @@
 """The stream is one stream: whatever reads it, wherever it stopped, on any hosts."""
 
+import io
 import json
 
 import numpy as np
+from PIL import Image
 import pytest
 
-from input_pipeline import pipeline
+from input_pipeline import buckets, pipeline
+from input_pipeline.sources import in_memory
 from tests.input_pipeline import mixed
 from tests.input_pipeline.mixed import SIZES, batches, column, entry, make_config
 
@@ -151,6 +154,46 @@ def test_random_settings(tokenizer):
     assert_same(first + rest, want)
 
 
+class TestImageSizes:
+  SHAPES = (*5 * [(8, 8)], *6 * [(6, 12)], *4 * [(15, 9)])  # height, width
+
+  def config(self, tokenizer, **data):
+    decode = (("decode_image", {}), ("resize", {}), *mixed.RESIZED, *mixed.TOLD)
+    files = [mixed.png(np.full((*s, 3), 9 * i)) for i, s in enumerate(self.SHAPES)]
+    files[0] = b"no image"
+    in_memory.put("shapes", image_bytes=files, captions=mixed.captions(15, 1))
+    options = dict(options={"name": "shapes"}, max_dropped=0.9, transforms=decode)
+    return make_config(tokenizer, **options, **data)
+
+  def test_batches_are_of_like_shape_whatever_reads_them(self, tokenizer):
+    config = self.config(tokenizer, image_sizes=((2, 6), (8, 4)), buckets=(5,))
+    want, made = batches(config, 10)
+    assert {b["image"].shape[1:3] for b in want} == {(4, 4), (2, 6), (8, 4)}
+    wide = {8: (4, 4), 12: (2, 6), 9: (8, 4)}
+    for b in want:
+      widths = {wide[self.SHAPES[i][1]] for i in b["index"]}
+      assert widths == {b["image"].shape[1:3]}
+      assert b["text"].shape[1] in (5, 12)
+    assert set(made.dropped) == {"not an image"}
+    assert "image4x4-text5" in made.state()["given"]
+    rng = np.random.default_rng(3)
+    first, state = on_hosts(config, 4, 4, None, rng)
+    assert_same(first + on_hosts(config, 2, 6, state, rng)[0], want)
+
+  def test_a_photo_on_its_side_is_measured_as_it_stands(self):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (10, 4)).save(file, "JPEG", exif=exif)
+    in_memory.put("side", image_bytes=[file.getvalue()])
+    measured = buckets.measure(in_memory.Source(name="side"), None)
+    assert measured["image"].tolist() == [[10, 4]]
+
+  @pytest.mark.parametrize("sizes", [((4, 4),), ((2, 6), (2, 6)), ((2,),), ((0, 3),)])
+  def test_errors(self, tokenizer, sizes):
+    with pytest.raises(ValueError, match=r"image_sizes = .* must be different"):
+      batches(self.config(tokenizer, image_sizes=sizes), 1)
+
+
 class TestBuckets:
   def test_texts_of_a_batch_are_of_like_length(self, stream):
     _, want = stream("buckets")
@@ -196,7 +239,7 @@ class TestBuckets:
     with pytest.raises(TypeError):  # other examples: measured again
       batches(prepared, 1)
 
-  @pytest.mark.parametrize("buckets", [(7, 4), (4, 12), (1, 4), (4, 4)])
-  def test_errors(self, tokenizer, buckets):
+  @pytest.mark.parametrize("lengths", [(7, 4), (4, 12), (1, 4), (4, 4)])
+  def test_errors(self, tokenizer, lengths):
     with pytest.raises(ValueError, match=r"rising lengths from 2, below .*= 12"):
-      batches(make_config(tokenizer, buckets=buckets), 1)
+      batches(make_config(tokenizer, buckets=lengths), 1)
