@@ -19,8 +19,9 @@ from input_pipeline import atomic, captions
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Source
 from input_pipeline.tokenizer import Tokenizer
-from input_pipeline.transforms.decode_image import FORMATS
+from input_pipeline.transforms import decode_image
 
+_FORMATS = decode_image.Transform().formats
 _ORIENTATION = 0x0112  # of EXIF; from 5 on a photo lies on its side
 Size = tuple[int, ...]  # (height, width)
 
@@ -136,7 +137,7 @@ def _shape(value: Any) -> Size:
     return value.shape[0], value.shape[1]
   # As in the transform decode_image: hostile bytes raise a dozen types.
   try:
-    with Image.open(io.BytesIO(bytes(value)), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(bytes(value)), formats=_FORMATS) as image:
       turned = image.getexif().get(_ORIENTATION, 1) >= 5
       return image.size if turned else image.size[::-1]
   except Exception:

@@ -236,7 +236,6 @@ def _parts(
   data, modalities = entry.config.data, entry.config.model.modalities
   lengths: tuple[int, ...] = ()
   sizes: tuple[buckets.Size, ...] = ()
-  shapes = dict(maker.shapes)
   if data.buckets:
     lengths = buckets.lengths(data.buckets, modalities.text.length)
   if data.image_sizes:
@@ -245,13 +244,15 @@ def _parts(
     yield maker, Fraction(1)
     return
   for name, rows, length, size in buckets.parts(_measure(entry), lengths, sizes):
+    sized = copy.deepcopy(entry.config)
     if length:
-      shapes["text"] = (length + modalities.text.ngrams,)
+      sized.model.modalities.text.length = length
     if size:
-      shapes["image"] = (*size, *modalities.image.size[2:])
+      sized.model.modalities.image.size = (*size, *modalities.image.size[2:])
+    shapes = _maker(sized, maker.source, "transforms", maker.stream, "").shapes
     made = tuple((n, _fitted(t, length, size, sizes)) for n, t in maker.transforms)
     part = dataclasses.replace(
-      maker, part=name, rows=rows, transforms=made, shapes=dict(shapes)
+      maker, part=name, rows=rows, transforms=made, shapes=shapes
     )
     yield part, Fraction(len(rows), len(maker))
 

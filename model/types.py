@@ -16,8 +16,7 @@ State = Mapping[str, Any]  # an objective's own state: queues, banks; {} if none
 Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per expert
 
 # "image" f32[b, h, w, 3] | "text" i32[b, n] | "audio" f32[b, t, f] ...;
-# "<modality>_mask" bool; "valid" bool[b]; "id" i32[b]; "<modality>_valid" bool[b] where
-# some rows lack a modality
+# "<modality>_mask" bool; "valid" bool[b]; "id" i32[b]
 Batch = Mapping[str, Array]
 
 ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders.routes
