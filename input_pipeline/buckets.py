@@ -79,31 +79,46 @@ def parts(
   """Returns the parts that have examples.
 
   A text longer than all lengths is with the longest; an image is with the size whose
-  aspect ratio is nearest, and one that cannot be read with the first.
+  aspect ratio is nearest. What could not be measured is in the largest part: it drops
+  out there, and a part of nothing else would have nothing to take in its place.
 
   Args:
     measured: of `measure`.
     texts: of `lengths`.
     images: of `sizes`.
   """
-  of_text = np.minimum(np.searchsorted(texts, measured["text"]), len(texts) - 1)
-  ratios = _log_ratio(np.array(images or [(1, 1)]))
-  apart = np.abs(_log_ratio(measured["image"])[:, None] - ratios)
-  of_image = np.where(measured["image"].min(axis=1) > 0, np.argmin(apart, axis=1), 0)
-  found = []
-  pairs = itertools.product(enumerate(images or [()]), enumerate(texts or [0]))
-  for (i, size), (j, length) in pairs:
-    here = (of_image == i) & ((of_text == j) if texts else True)
-    named = [f"image{size[0]}x{size[1]}"] if images else []
-    named += [f"text{length}"] if texts else []
-    if here.any():
-      found.append(Part("-".join(named), np.flatnonzero(here), length, size))
-  return found
+  whole = list(itertools.product(images or [()], texts or [0]))
+  part = np.zeros(len(measured["text"]), np.int64)
+  known = np.ones(len(part), bool)
+  if images:
+    nearest = np.abs(_log_ratio(measured["image"])[:, None] - _log_ratio(images))
+    part += np.argmin(nearest, axis=1) * len(texts or [0])
+    known &= _known(measured["image"].min(axis=1))
+  if texts:
+    part += np.minimum(np.searchsorted(texts, measured["text"]), len(texts) - 1)
+    known &= _known(measured["text"])
+  if known.any():
+    part[~known] = np.bincount(part[known]).argmax()
+  return [
+    Part(_name(*of), np.flatnonzero(part == i), of[1], of[0])
+    for i, of in enumerate(whole)
+    if (part == i).any()
+  ]
 
 
-def _log_ratio(shape: np.ndarray) -> np.ndarray:
-  """Returns log(height / width) of int[..., 2]."""
-  height, width = np.moveaxis(np.log(np.maximum(shape, 1)), -1, 0)
+def _known(measured: np.ndarray) -> np.ndarray:
+  """Returns bool[n]; where nothing is, the source has no such modality."""
+  return (measured > 0) | ~(measured > 0).any()
+
+
+def _name(size: Size, length: int) -> str:
+  named = [f"image{size[0]}x{size[1]}"] if size else []
+  return "-".join(named + ([f"text{length}"] if length else []))
+
+
+def _log_ratio(shapes: Any) -> np.ndarray:
+  """Returns f64[n], log(height / width) of n shapes."""
+  height, width = np.log(np.maximum(shapes, 1)).T
   return height - width
 
 

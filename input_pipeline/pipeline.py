@@ -98,8 +98,8 @@ def prepare(config: Any, workdir: str) -> Any:
   "{workdir}" in config.data.tokenizer is replaced. The tokenizer is trained on the
   captions of config.data.split, to config.model.modalities.text.vocab ids. Transforms
   make what they need of the captions likewise, and texts and images are measured for
-  config.data.buckets and .image_sizes. Every process may call this: the result
-  is the same bytes, and appears at once.
+  config.data.buckets and .image_sizes. Every process may call this: the result is the
+  same bytes, and appears at once.
 
   Raises:
     ValueError: the tokenizer's size is not the model's vocabulary, or the examples have

@@ -136,7 +136,7 @@ def test_the_state_is_a_handful_of_integers(stream):
 
 def test_random_settings(tokenizer):
   rng = np.random.default_rng(11)
-  for _ in range(3):
+  for _ in range(2):
     mixture = tuple(
       entry(name, ((0, float(rng.integers(1, 9))), (50, float(rng.integers(0, 9)))))
       for name in rng.permutation(list(SIZES))
@@ -227,6 +227,22 @@ class TestBuckets:
     assert sum(examples.values()) == 23
     for part, given in made.state()["given"].items():
       assert abs(given - 8 * examples[part]) < 8
+
+  def test_what_cannot_be_measured_is_in_the_largest_part(self):
+    image = np.array([[0, 0], [4, 8], [4, 9], [0, 0], [9, 9]])
+    measured = {"text": np.array([0, 9, 3, 0, 3]), "image": image}
+    found = buckets.parts(measured, (4, 8), ())
+    assert {p.name: p.rows.tolist() for p in found} == {
+      "text4": [0, 2, 3, 4],
+      "text8": [1],
+    }
+    found = buckets.parts(measured, (), ((5, 5), (9, 3), (5, 10)))
+    assert {p.name: p.rows.tolist() for p in found} == {
+      "image5x5": [4],
+      "image5x10": [0, 1, 2, 3],
+    }
+    nothing = {"text": np.zeros(5, int), "image": image}  # a source without texts
+    assert [len(p.rows) for p in buckets.parts(nothing, (4, 8), ())] == [5]
 
   def test_lengths_are_kept_in_the_workdir(self, tokenizer, tmp_path, monkeypatch):
     config = make_config(tokenizer, buckets=(4, 7), lengths="{workdir}/lengths")
