@@ -109,7 +109,10 @@ def test_a_killed_run_leaves_nothing_that_counts(made, tmp_path, monkeypatch):
     (["--source", "jsonl", "--option", "path=x"], "unknown key --option.path"),
     (["--source", "jsonl", "--option", "paths"], "is not KEY=VALUE"),
     (["--source", "jsonl", "--option", "paths=none"], "no file matches"),
-    ([], "--source names what to read"),
+    ([], "names what to read"),
+    (["--source", "jsonl", "--recipe", "tuxpaint"], "names what to read"),
+    (["--recipe", "tuxpain"], "did you mean tuxpaint"),
+    (["--recipe", "tuxpaint", "--root", "nowhere"], "apt-get download tuxpaint"),
     (["--split", ".."], "a plain name"),
   ],
 )
