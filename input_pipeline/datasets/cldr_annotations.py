@@ -15,7 +15,7 @@ RECIPE = recipe.Recipe(
   package="cldr-annotations-full@48.2.0",
   folder="node_modules/cldr-annotations-full/annotations",
   licence="Unicode License v3",
-  attribution="Unicode CLDR (c) 1991-2025 Unicode, Inc.",
+  attribution="Unicode CLDR (c) Unicode, Incorporated, and others",
   keys="captions (names by locale), keywords by locale, the character",
   rule="characters that differ in skin tone or gender stay together",
 )

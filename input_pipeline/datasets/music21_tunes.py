@@ -13,7 +13,7 @@ RECIPE = recipe.Recipe(
   client="pip",
   package="music21==10.5.1",
   folder="music21/corpus",
-  licence="as each file says: read music21/corpus/license.txt",
+  licence="As each file says: read music21/corpus/license.txt",
   attribution="the transcribers named in each file; music21 by Michael Scott Asato "
   "Cuthbert",
   keys="abc (notes, without title or words), titles, key, meter, origin, genre",

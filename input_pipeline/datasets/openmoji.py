@@ -16,6 +16,7 @@ RECIPE = Recipe(
   rule="concept families: genders, skin tones and identical pictures stay together",
   traps="vector art: needs resvg-py; names and split are those of twemoji, whose "
   "packages it needs",
+  rooted=False,
 )
 
 

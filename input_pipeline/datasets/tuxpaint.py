@@ -67,8 +67,10 @@ class Source(recipe.Installed):
     drawn |= {n[:-4]: n for n in names if n.endswith(".png")}
     speech: dict[str, dict[str, str]] = {stem: {} for stem in drawn}
     for name in names:
-      stem, spoken, language = name.removesuffix(".ogg").rpartition("_desc")
-      if name.endswith(".ogg") and spoken and stem in drawn and "." not in language:
+      base, _, ending = name.rpartition(".")
+      stem, spoken, language = base.rpartition("_desc")
+      sounds = ending in ("ogg", "wav") and "." not in language  # "_da.ogg.ogg"
+      if sounds and spoken and stem in drawn:
         speech[stem][language.removeprefix("_") or "en"] = name
     return {
       stem: _Stamp(
@@ -99,15 +101,15 @@ class Source(recipe.Installed):
     return {n: numbers.setdefault(key, len(numbers)) for n, key in keys.items()}
 
   def entries(self) -> Sequence[recipe.Entry]:
-    """Returns the stamps that the options ask for."""
+    """Returns all stamps."""
     return [
-      recipe.Entry(stamp, self._alike[name])
-      for name, stamp in self._stamps.items()
-      if (self.letters or not name.startswith(_LETTERS)) and self._sounds(stamp)
+      recipe.Entry(stamp, self._alike[name]) for name, stamp in self._stamps.items()
     ]
 
-  def _sounds(self, stamp: _Stamp) -> bool:
-    return not self.audio or bool(self._audio(stamp))
+  def wanted(self, value: Any) -> bool:
+    """Returns whether a stamp has the sound, and is no letter if these are unwanted."""
+    lettered = self.letters or not value.name.startswith(_LETTERS)
+    return lettered and (not self.audio or bool(self._audio(value)))
 
   def _audio(self, stamp: _Stamp) -> str:
     return stamp.sound if self.audio == "sound" else stamp.speech.get(self.audio, "")

@@ -15,6 +15,7 @@ RECIPE = Recipe(
   keys="image_bytes, captions in 14 languages, group, subgroup",
   rule="concept families: genders, skin tones and identical pictures stay together",
   traps="flags are a seventh of it; 69 drawings are identical to another one",
+  rooted=False,
 )
 
 

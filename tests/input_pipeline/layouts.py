@@ -34,6 +34,7 @@ def tuxpaint(root):
     files |= {f"{stem}_desc_fr.ogg": b"fr", f"{stem}_desc.ogg": b"en"}
   files |= {"food/egg.svg": SVG, "food/egg.txt": "An egg.", "food/egg1.dat": ""}
   files |= {"food/egg1.svg": SVG, "food/egg1_desc_da.ogg.ogg": b"typo"}
+  files |= {"food/egg_desc_pt_BR.wav": b"um ovo"}
   files |= {"food/egg_mirror.png": picture(9), "food/egg1.wav": b"cluck"}
   files |= {"symbols/alphabets/a.png": picture(5), "symbols/alphabets/a.txt": "a"}
   files |= {"symbols/math/1.png": picture(6), "symbols/math/1.txt": "one"}

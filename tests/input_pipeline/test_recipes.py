@@ -108,6 +108,7 @@ class TestTuxpaint:
     assert "sound" not in hen and found["food/egg1"]["sound"] == b"cluck"
     assert found["food/egg1"]["image_bytes"] == layouts.picture(2)  # not its SVG
     assert not any(k.startswith("speech_da") for k in found["food/egg1"])
+    assert found["food/egg"]["speech_pt_BR"] == b"um ovo"
     assert "ta" in self.by_key(root, omit=())["animals/hen-2"]["captions"]
     assert "symbols/alphabets/a" not in self.by_key(root, letters=False)
 
@@ -126,6 +127,11 @@ class TestTuxpaint:
     ]
     assert "speech_fr" not in found["food/egg1"]
     assert len(self.by_key(root, audio="fr")) == 4
+
+  def test_options_move_nothing_to_another_split(self, root):
+    test = self.by_key(root, split="test", test_share=0.5)
+    spoken = self.by_key(root, split="test", test_share=0.5, audio="fr")
+    assert set(spoken) == {k for k, e in test.items() if "speech_fr" in e}
 
   def test_vector_art_is_drawn_or_counted(self, root, monkeypatch):
     pytest.importorskip("resvg_py")
@@ -152,8 +158,8 @@ def test_tunes_do_not_hold_their_titles(root):
 def test_series(root):
   series = source("aeon_series", root)
   first = series[0]
-  np.testing.assert_array_equal(first["series"], [[0, 3], [2, 4], [np.nan, 5]])
-  assert first["series"].dtype == np.float32
+  np.testing.assert_array_equal(first["values"], [[0, 3], [2, 4], [np.nan, 5]])
+  assert first["values"].dtype == np.float32
   assert (first["label_class"], first["captions"]) == (0, {"en": ("Sit",)})
   with pytest.raises(Drop, match="broken series"):  # channels of two lengths
     series[6]
