@@ -5,8 +5,7 @@ A concept is one emoji sequence, keyed by its code points without U+FE0F, such a
 those that differ in skin tone, in gender, or not at all in their picture.
 """
 
-import collections
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import importlib.util
@@ -123,34 +122,3 @@ def _labels() -> dict[str, tuple[str, str, tuple[str, ...]]]:
 
 def _clean(name: str) -> str:
   return name.strip(":").replace("_", " ").strip()
-
-
-def join(keys: Iterable[str], *relations: Mapping[str, Hashable]) -> dict[str, str]:
-  """Joins keys that share a value in any of the relations, transitively.
-
-  Args:
-    keys: all keys, ordered.
-    *relations: key -> value; keys that a relation lacks are alone in it.
-
-  Returns:
-    key -> the first key, in the given order, of the set that it belongs to.
-  """
-  order = {key: i for i, key in enumerate(keys)}
-  root = {key: key for key in order}
-
-  def find(key: str) -> str:
-    while root[key] != key:
-      root[key] = root[root[key]]
-      key = root[key]
-    return key
-
-  for relation in relations:
-    groups = collections.defaultdict(list)
-    for key in order:
-      if key in relation:
-        groups[relation[key]].append(key)
-    for first, *others in groups.values():
-      for other in others:
-        a, b = sorted((find(first), find(other)), key=order.__getitem__)
-        root[b] = a
-  return {key: find(key) for key in order}

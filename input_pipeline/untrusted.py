@@ -24,11 +24,15 @@ def matches(path: str, split: str) -> list[str]:
 
   Raises:
     FileNotFoundError: none; says which config key.
+    ModuleNotFoundError: the library for a bucket, gcsfs or s3fs, is missing.
   """
   path = path.replace("{split}", split)
   folder, _, name = path.rpartition("/")
   folder = folder or ("/" if path.startswith("/") else ".")
-  found = sorted(str(p) for p in epath.Path(folder).glob(name))
+  try:
+    found = sorted(str(p) for p in epath.Path(folder).glob(name))
+  except ImportError as e:
+    raise ModuleNotFoundError(f"config.data.options.paths: {path}: {e}") from e
   if not found:
     raise FileNotFoundError(f"config.data.options.paths: no file matches {path!r}")
   return found

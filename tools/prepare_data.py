@@ -1,28 +1,36 @@
-"""Turns any source into ArrayRecord shards, which are read at random fastest.
+"""Turns any source, or a recipe, into ArrayRecord shards: read at random fastest.
 
 python -m tools.prepare_data --source webdataset --option paths="pairs/{split}-*.tar" \
   --split train --out prepared --verify
 python train.py ... --config.data.source=arrayrecord \
   --config.data.options='{"paths": "prepared/{split}/data.array_record*"}'
 
+python -m tools.prepare_data --recipe tuxpaint --root stamps --split all --out prepared
+
 Writes prepared/train/: the shards, classes.json and manifest.json, which has counts,
-SHA-256 of the shards, what was rejected and why, and the command. The folder appears at
-once when all is there: of a run that is killed there is only train.part, which nothing
-reads and the next run removes. With --verify and no --source, checks such a folder.
+SHA-256 of the shards, what was rejected and why, the command, and of a recipe
+(input_pipeline/datasets, docs/datasets.md) the licence and whom to name. The folder
+appears at once when all is there: of a run that is killed there is only train.part,
+which nothing reads and the next run removes. In a bucket (gs://, s3://) the manifest
+comes last, and what has none is not finished. With --verify and no source, checks such
+a folder.
 """
 
 import argparse
 import ast
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
 import hashlib
 import json
-import pathlib
 import shlex
 import shutil
 import sys
+import tempfile
 from typing import Any
 
+from etils import epath
 import numpy as np
 import tqdm
 
@@ -34,6 +42,7 @@ from input_pipeline.transforms import decode_image
 from model import catalogue
 
 _MANIFEST = "manifest.json"
+_CHUNK = 2**22
 _EXAMPLES = 10  # of each reason, that the manifest names
 _DECODER = decode_image.Transform()
 
@@ -46,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--source", help="a file of input_pipeline/sources/")
+  parser.add_argument("--recipe", help="a file of input_pipeline/datasets/, instead")
+  parser.add_argument("--root", help="of a recipe: where its package was unpacked")
   parser.add_argument(
     "--option",
     action="append",
@@ -67,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   command = shlex.join(argv if argv is not None else sys.argv[1:])
   try:
     print(run(flags, f"python -m tools.prepare_data {command}"))
-  except (ValueError, OSError, ModuleNotFoundError) as e:
+  except (ValueError, OSError, ImportError) as e:  # gcsfs or s3fs may be missing
     parser.exit(2, f"{e}\n")
 
 
@@ -79,38 +90,61 @@ def run(flags: argparse.Namespace, command: str) -> str:
     ValueError: a wrong flag, no example that can be used, or a folder that is not
       what its manifest says.
   """
-  target = pathlib.Path(flags.out) / flags.split
-  if "://" in flags.out or flags.split in ("", "..") or "/" in flags.split:
-    raise ValueError(
-      f"--out {flags.out} --split {flags.split}: takes a local folder, and a plain "
-      "name in it; copy the result to a bucket afterwards"
-    )
-  if not flags.source:
-    if not flags.verify:
+  target = epath.Path(flags.out) / flags.split
+  if flags.split in ("", "..") or "/" in flags.split:
+    raise ValueError(f"--split {flags.split}: takes a plain name, of a folder in --out")
+  if bool(flags.source) == bool(flags.recipe):
+    if flags.source or not flags.verify:
       raise ValueError(
-        "--source names what to read; with --verify alone, --out is read"
+        "--source or --recipe names what to read; with --verify alone, --out is read"
       )
     return f"{target}: as its manifest says, {verify(target)} examples"
-  if target.exists():
+  # In a bucket nothing appears at once: there the manifest says that all is there.
+  done = target / _MANIFEST if _is_remote(target) else target
+  if done.exists():
     raise FileExistsError(f"{target} is there already: remove it, or use another --out")
   if flags.shards < 1:
     raise ValueError(f"--shards {flags.shards} is not at least 1")
   source = _source(flags)
-  part = target.with_name(f"{target.name}.part")
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir(parents=True)
-  manifest = write(source, part, flags)
-  manifest["command"] = command
-  text = json.dumps(manifest, indent=1, ensure_ascii=False)
-  (part / _MANIFEST).write_text(text + "\n")
-  if flags.verify:
-    verify(part, _usable(source, flags, collections.defaultdict(list)))
-  part.rename(target)
+  with _part(target) as part:
+    manifest = write(source, part, flags)
+    manifest["command"] = command
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    (part / _MANIFEST).write_text(text + "\n")
+    if flags.verify:
+      verify(part, _usable(source, flags, collections.defaultdict(list)))
   return _summary(target, manifest, flags.verify)
 
 
+@contextlib.contextmanager
+def _part(target: epath.Path) -> Iterator[epath.Path]:
+  """Gives a local folder to write; moves or copies it to the target if all went well.
+
+  ArrayRecord is written to local files alone.
+  """
+  if not _is_remote(target):
+    part = target.parent / f"{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(target)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    part = epath.Path(folder)
+    yield part
+    target.mkdir(parents=True, exist_ok=True)
+    names = sorted((p.name for p in part.iterdir()), key=lambda n: (n == _MANIFEST, n))
+    for name in tqdm.tqdm(names, "copy", unit=" files"):
+      with (part / name).open("rb") as read, (target / name).open("wb") as written:
+        shutil.copyfileobj(read, written)
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return "://" in str(path)
+
+
 def write(
-  source: Source, folder: pathlib.Path, flags: argparse.Namespace
+  source: Source, folder: epath.Path, flags: argparse.Namespace
 ) -> dict[str, Any]:
   """Writes the shards and classes.json; returns the manifest.
 
@@ -133,8 +167,8 @@ def write(
       f"--shards {flags.shards}"
     )
   return dict(
-    source=flags.source,
-    options=dict(map(_option, flags.option)),
+    **_origin(flags),
+    options=_options(flags),
     split=flags.split,
     read=seen,
     examples=seen - rejected,
@@ -143,12 +177,14 @@ def write(
       reason: dict(count=len(at), first=at[:_EXAMPLES])
       for reason, at in sorted(rejects.items())
     },
-    shards={pathlib.Path(f).name: _shard(pathlib.Path(f)) for f in files},
+    shards={epath.Path(f).name: _shard(epath.Path(f)) for f in files},
   )
 
 
-def verify(folder: pathlib.Path, examples: Iterator[dict] | None = None) -> int:
+def verify(folder: epath.Path, examples: Iterator[dict] | None = None) -> int:
   """Checks a folder against its manifest, and against the examples if given.
+
+  In a bucket it reads the files and their SHA-256, not the records one by one.
 
   Returns:
     The examples in it.
@@ -173,6 +209,8 @@ def verify(folder: pathlib.Path, examples: Iterator[dict] | None = None) -> int:
       raise ValueError(
         f"{folder / name} is not the file of {path}: its SHA-256 differs"
       )
+  if _is_remote(folder):
+    return manifest["examples"]
   written = arrayrecord.Source(paths=tuple(str(folder / n) for n in sorted(there)))
   if len(written) != manifest["examples"]:
     raise ValueError(f"{folder}: {len(written)} records, not {manifest['examples']}")
@@ -187,16 +225,30 @@ def verify(folder: pathlib.Path, examples: Iterator[dict] | None = None) -> int:
 
 
 def _source(flags: argparse.Namespace) -> Source:
-  """Returns the source that the flags name."""
-  cls = catalogue.find("input_pipeline.sources", flags.source, "Source")
-  options = dict(map(_option, flags.option)) | {"split": flags.split}
+  """Returns the source, or that of the recipe, that the flags name."""
+  name = flags.recipe or flags.source
+  package = "datasets" if flags.recipe else "sources"
+  cls = catalogue.find(f"input_pipeline.{package}", name, "Source")
   try:
-    source = catalogue.build(cls, options, "--option")
+    source = catalogue.build(cls, _options(flags) | {"split": flags.split}, "--option")
   except TypeError as e:
-    raise ValueError(f"--source {flags.source}: {e}; give it by --option") from e
+    raise ValueError(f"{name}: {e}; give it by --option") from e
   if not len(source):
-    raise ValueError(f"split {flags.split!r} of {flags.source!r} has no examples")
+    raise ValueError(f"split {flags.split!r} of {name!r} has no examples")
   return source
+
+
+def _origin(flags: argparse.Namespace) -> dict[str, Any]:
+  """Returns what the manifest says of where the examples come from."""
+  if not flags.recipe:
+    return dict(source=flags.source)
+  about = catalogue.find("input_pipeline.datasets", flags.recipe, "RECIPE")
+  return dict(recipe=flags.recipe, get=about.get, **dataclasses.asdict(about))
+
+
+def _options(flags: argparse.Namespace) -> dict[str, Any]:
+  options = dict(map(_option, flags.option))
+  return options | ({"root": flags.root} if flags.root else {})
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -219,7 +271,8 @@ def _usable(
 ) -> Iterator[dict[str, Any]]:
   """Yields the examples that can be read and written, and notes why others cannot."""
   count = len(source) if flags.limit is None else min(flags.limit, len(source))
-  for i in tqdm.tqdm(range(count), flags.split, unit=" examples", disable=not bar):
+  name = f"{flags.recipe or flags.source} {flags.split}"
+  for i in tqdm.tqdm(range(count), name, unit=" examples", disable=not bar):
     try:
       example = dict(source[i])
       if flags.decode:
@@ -233,10 +286,13 @@ def _usable(
       yield example
 
 
-def _shard(path: pathlib.Path) -> dict[str, Any]:
+def _shard(path: epath.Path) -> dict[str, Any]:
+  digest, size = hashlib.sha256(), 0
   with path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-  return dict(bytes=path.stat().st_size, sha256=digest)
+    while chunk := file.read(_CHUNK):
+      digest.update(chunk)
+      size += len(chunk)
+  return dict(bytes=size, sha256=digest.hexdigest())
 
 
 def _order(manifest: Mapping[str, Any], count: int) -> Sequence[int]:
@@ -251,7 +307,7 @@ def _same(got: Mapping[str, Any], want: Mapping[str, Any]) -> bool:
   return records.encode(got) == records.encode(want)
 
 
-def _summary(target: pathlib.Path, manifest: Mapping[str, Any], verified: bool) -> str:
+def _summary(target: epath.Path, manifest: Mapping[str, Any], verified: bool) -> str:
   reasons = [f"  {r}: {v['count']}" for r, v in manifest["rejects"].items()]
   size = sum(shard["bytes"] for shard in manifest["shards"].values())
   first = (

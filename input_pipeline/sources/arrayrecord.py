@@ -23,6 +23,7 @@ from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
 
 _CLASSES = "classes.json"
+_SCHEMES = ("gs",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,21 @@ class Source:
 
   Raises:
     FileNotFoundError: a path that matches no file.
+    ValueError: a bucket that the array_record library does not read.
   """
 
   paths: str | tuple[str, ...]
   split: str = "train"
 
   def __post_init__(self):
-    _ = self._files  # raises where there are none
+    for file in self._files:  # raises where there are none
+      scheme, remote, _ = file.partition("://")
+      if remote and scheme not in _SCHEMES:
+        raise ValueError(
+          f"config.data.options.paths: {file}: the array_record library reads local "
+          f"files and gs://, not {scheme}://. Copy it here or mount the bucket; the "
+          "sources jsonl, webdataset, parquet and image_folder read any bucket"
+        )
 
   def __getstate__(self) -> dict[str, Any]:
     return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

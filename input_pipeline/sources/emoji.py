@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import emoji_art, emoji_tables
+from input_pipeline import emoji_art, emoji_tables, splits
 from input_pipeline.interfaces import Example
 from model import catalogue
 
@@ -59,25 +59,9 @@ class Source:
     _check("split", (self.split,), _SPLITS)
     _check("languages", self.languages, emoji_tables.LANGUAGES)
     _check("styles", self.styles, emoji_art.STYLES)
-    self._check_shares()
+    splits.check(self.split, self.test_share, self.validation_share)
     for style in self.styles:
       emoji_art.files(style)
-
-  def _check_shares(self) -> None:
-    test, validation = self.test_share, self.validation_share
-    where = "config.data.options"
-    if not 0 < test < 1:
-      raise ValueError(f"{where}.test_share = {test} is not between 0 and 1")
-    if not 0 <= validation < 1 - test:
-      raise ValueError(
-        f"{where}.validation_share = {validation} is not in [0, {1 - test:g}): 1 - "
-        f"test_share = 1 - {test} is what there is, and some of it must train"
-      )
-    if self.split == "validation" and not validation:
-      raise ValueError(
-        f"the split 'validation' is empty: {where}.validation_share = 0.0; set it to "
-        "the share of the concepts to hold out, e.g. 0.12"
-      )
 
   @property
   def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -130,7 +114,7 @@ def _families() -> Mapping[str, int]:
   """Returns key -> family, a number that does not depend on any option."""
   keys = _drawn()
   alike = {key: emoji_tables.family_key(key) for key in keys}
-  first = emoji_tables.join(keys, alike, emoji_art.digests("twemoji"))
+  first = splits.join(keys, alike, emoji_art.digests("twemoji"))
   position = {key: i for i, key in enumerate(keys)}
   return {key: position[first[key]] for key in keys}
 
@@ -139,7 +123,7 @@ def _families() -> Mapping[str, int]:
 def _ids(styles: tuple[str, ...]) -> Mapping[str, int]:
   keys = _drawn()
   used = dict.fromkeys(("twemoji", *styles))
-  first = emoji_tables.join(keys, *(emoji_art.digests(style) for style in used))
+  first = splits.join(keys, *(emoji_art.digests(style) for style in used))
   position = {key: i for i, key in enumerate(keys)}
   return {key: position[first[key]] for key in keys}
 

@@ -6,7 +6,7 @@ import pytest
 
 from input_pipeline import records
 from input_pipeline.sources import arrayrecord, image_folder, jsonl
-from tests.input_pipeline import pairs
+from tests.input_pipeline import layouts, pairs
 from tests.input_pipeline.test_webdataset import shard, tar
 from tools import prepare_data
 
@@ -109,7 +109,10 @@ def test_a_killed_run_leaves_nothing_that_counts(made, tmp_path, monkeypatch):
     (["--source", "jsonl", "--option", "path=x"], "unknown key --option.path"),
     (["--source", "jsonl", "--option", "paths"], "is not KEY=VALUE"),
     (["--source", "jsonl", "--option", "paths=none"], "no file matches"),
-    ([], "--source names what to read"),
+    ([], "names what to read"),
+    (["--source", "jsonl", "--recipe", "tuxpaint"], "names what to read"),
+    (["--recipe", "tuxpain"], "did you mean tuxpaint"),
+    (["--recipe", "tuxpaint", "--root", "nowhere"], "apt-get download tuxpaint"),
     (["--split", ".."], "a plain name"),
   ],
 )
@@ -136,3 +139,24 @@ def test_other_sources(tmp_path):
     written = arrayrecord.Source(paths=str(out / "train/data.array_record*"))
     assert [written[i] for i in range(3)] == [source[i] for i in range(3)]
     assert len(written) == 3
+
+
+def test_a_recipe_names_its_licence_and_authors(tmp_path, capsys):
+  layouts.tuxpaint(tmp_path)
+  out = tmp_path / "out"
+  flags = ["--recipe", "tuxpaint", "--root", str(tmp_path), "--option", "letters=False"]
+  prepare_data.main([*flags, "--split", "all", "--shards", "2", "--out", str(out)])
+  manifest = json.loads((out / "all/manifest.json").read_text())
+  assert (manifest["licence"], manifest["package"]) == (
+    "GPL-2",
+    "tuxpaint-stamps-default=2022.06.04-1",
+  )
+  assert "Bill Kendrick" in manifest["attribution"]
+  assert manifest["options"] == {"letters": False, "root": str(tmp_path)}
+  assert manifest["rejects"] == {"no captions": {"count": 1, "first": [4]}}
+  written = arrayrecord.Source(paths=str(out / "all/data.array_record*"))
+  hens = [e for e in map(written.__getitem__, range(len(written))) if "hen" in e["key"]]
+  assert sorted(e["speech_fr"] for e in hens) == [b"fr", b"fr"]
+  assert written.classes["top"] == ("animals", "food", "symbols", "things")
+  shown = capsys.readouterr().err
+  assert "tuxpaint all: 100%" in shown and "examples/s" in shown  # the progress bar
