@@ -20,6 +20,7 @@ from input_pipeline import examples, loader, tokenizer
 from input_pipeline.interfaces import Source, Transform
 from input_pipeline.loader import EvalBatches, Loader
 from model import catalogue
+from model.types import example_spec
 
 _SOURCES, _TRANSFORMS = "input_pipeline.sources", "input_pipeline.transforms"
 _MOST_CAPTIONS = 2_000_000  # that a tokenizer is trained on
@@ -211,9 +212,7 @@ def _maker(
 ) -> examples.Maker:
   if config.seed < 0:
     raise ValueError(f"config.seed = {config.seed} is negative")
-  shapes = {}
-  for name, m in config.model.modalities.items():
-    shapes[name] = (m.length + m.ngrams,) if m.stem == "tokens" else tuple(m.size)
+  shapes = {name: example_spec(m) for name, m in config.model.modalities.items()}
   made = transforms(config, key)
   return examples.Maker(found, made, shapes, int(config.seed), stream, split)
 
