@@ -14,11 +14,16 @@ IMAGE_TEXT = (("image", "text"),)
 def modality(**changes) -> ConfigDict:
   """One entry of `config.model.modalities`: from a raw array to tokens to a vector."""
   c = ConfigDict()
-  c.stem = "patches"  # "patches" (image, spectrogram: any 2-D) | "tokens" (ids)
-  c.size = ()  # patches: (height, width, channels) of the input; [b, t, f]: 1
-  c.patch = ()  # patches: (height, width) of one patch
+  # "patches" (image, spectrogram, series: any 2-D; video) | "tokens" (ids) |
+  # "token_patches" (lines or bars of ids). docs/modalities.md has one of each.
+  c.stem = "patches"
+  c.size = ()  # patches: ([frames,] height, width, channels); of [b, t, f] (t, f, 1)
+  c.patch = ()  # ([frames,] height, width) of a patch; token_patches: (ids of one,)
+  # patches: options of model/mel.py, to make spectrograms of waveforms f32[b, size[0] *
+  # hop] on the device; empty: the batch holds spectrograms, or whatever else.
+  c.log_mel = ConfigDict()
   c.vocab = 0  # tokens: number of ids, the padding id 0 included
-  c.length = 0  # tokens: sequence length
+  c.length = 0  # tokens: sequence length; token_patches: patches
   # Which ids are real where the batch has no mask of them:
   c.pad = 0  # tokens: the id of padding; -1: none is, all ids are real
   c.eos = (

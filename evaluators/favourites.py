@@ -5,6 +5,7 @@ Axis letters: b batch, n tokens, k choices, e experts, r kept per expert.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,14 @@ class Favourites:
 
 
 def grid(modality: Any) -> tuple[int, int]:
-  """Returns the (rows, columns) of patches of an entry of config.model.modalities."""
-  rows, columns = (s // p for s, p in zip(modality["size"][:2], modality["patch"]))
-  return rows, columns
+  """Returns the (rows, columns) of patches of an entry of config.model.modalities.
+
+  The frames of a video lie below each other; patches of ids are a row each.
+  """
+  if modality["stem"] == "token_patches":
+    return modality["length"], 1
+  *rows, columns = (s // p for s, p in zip(modality["size"], modality["patch"]))
+  return math.prod(rows), columns
 
 
 def _last(route: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ class Maker:
   Attributes:
     source: raw examples.
     transforms: applied in order; (name, transform).
-    shapes: key -> expected shape of a modality's array.
+    shapes: key -> expected (shape, dtype) of a modality's array.
     seed: of the run.
     stream: TRAIN or EVAL.
     split: for error messages.
@@ -65,7 +65,7 @@ class Maker:
 
   source: Source
   transforms: tuple[tuple[str, Transform], ...]
-  shapes: Mapping[str, tuple[int, ...]]
+  shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]]
   seed: int
   stream: int
   split: str = "train"
@@ -143,14 +143,14 @@ class Maker:
   def _arrays(self, example: Example, index: int) -> dict[str, np.ndarray]:
     """Returns what a batch holds: modalities, masks, id, index, labels, the kept."""
     arrays: dict[str, np.ndarray] = {}
-    for key, shape in self.shapes.items():
+    for key, (shape, dtype) in self.shapes.items():
       if key not in example:
         continue
       arrays[key] = value = np.asarray(example[key])
-      if not _fits(value, shape):
+      if not _fits(value, shape, dtype):
         raise ValueError(
           f"{key!r} is {value.dtype}{list(value.shape)} after config.data.transforms, "
-          f"but config.model.modalities.{key} reads {_wanted(shape)}"
+          f"but config.model.modalities.{key} reads {dtype}{list(shape)}"
         )
       if f"{key}_mask" in example:
         arrays[f"{key}_mask"] = np.asarray(example[f"{key}_mask"], bool)
@@ -266,11 +266,6 @@ def _numbers(value: Any) -> np.ndarray:
   return x.astype(np.int32 if x.dtype.kind in "iub" else np.float32)
 
 
-def _fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:
-  wanted = np.int32 if len(shape) == 1 else np.float32
+def _fits(value: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> bool:
   single = len(shape) == 3 and shape[-1] == 1 and value.shape == shape[:-1]
-  return (value.shape == shape or single) and value.dtype == wanted
-
-
-def _wanted(shape: tuple[int, ...]) -> str:
-  return f"{'int32' if len(shape) == 1 else 'float32'}{list(shape)}"
+  return (value.shape == shape or single) and value.dtype == dtype

@@ -26,6 +26,7 @@ from input_pipeline.loader import EvalBatches, Loader
 from input_pipeline.stream import Member, Stream
 from input_pipeline.transforms import tokenize as tokenizing
 from model import catalogue
+from model.types import example_spec
 
 _SOURCES, _TRANSFORMS = "input_pipeline.sources", "input_pipeline.transforms"
 
@@ -309,9 +310,7 @@ def _maker(
 ) -> examples.Maker:
   if config.seed < 0:
     raise ValueError(f"config.seed = {config.seed} is negative")
-  shapes = {}
-  for name, m in config.model.modalities.items():
-    shapes[name] = (m.length + m.ngrams,) if m.stem == "tokens" else tuple(m.size)
+  shapes = {name: example_spec(m) for name, m in config.model.modalities.items()}
   made = transforms(config, key)
   return examples.Maker(found, made, shapes, int(config.seed), stream, split)
 

@@ -9,13 +9,17 @@ from typing import Any, Protocol
 
 from flax import struct
 import jax
+import numpy as np
+
+from model import mel
 
 Array = jax.Array
 Params = Mapping[str, Any]  # a tree of arrays
 State = Mapping[str, Any]  # an objective's own state: queues, banks; {} if none
 Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per expert
 
-# "image" f32[b, h, w, 3] | "text" i32[b, n] | "audio" f32[b, t, f] ...;
+# "image" f32[b, h, w, 3] | "text" i32[b, n] | "audio" f32[b, t, f] ..., by the names of
+# config.model.modalities: see docs/modalities.md.
 # "<modality>_mask" bool; "valid" bool[b]; "id" i32[b]
 Batch = Mapping[str, Array]
 
@@ -23,6 +27,19 @@ ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")  # the mesh axes that split the global batch
+
+
+def example_spec(modality: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype]:
+  """Returns shape and dtype of one example of an entry of config.model.modalities."""
+  if modality["stem"] == "tokens":
+    return (modality["length"] + modality["ngrams"],), np.dtype(np.int32)
+  if modality["stem"] == "token_patches":
+    return (modality["length"], *modality["patch"]), np.dtype(np.int32)
+  if log_mel := modality.get("log_mel"):
+    return (modality["size"][0] * log_mel.get("hop", mel.LogMel.hop),), np.dtype(
+      np.float32
+    )
+  return tuple(modality["size"]), np.dtype(np.float32)
 
 
 @struct.dataclass

@@ -12,10 +12,9 @@ import pathlib
 from typing import Any
 
 import jax
-from jax import numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from model.types import MESH_AXES
+from model.types import MESH_AXES, example_spec
 from sharding import mesh as meshes
 from sharding import placement
 
@@ -94,13 +93,8 @@ def abstract_params(config: Any) -> Any:
   model = towers.build(config.model)
   batch = {}
   for name, modality in config.model.modalities.items():
-    if modality.stem == "tokens":
-      ids = modality.length + modality.ngrams
-      batch[name] = jax.ShapeDtypeStruct((1, ids), jnp.int32)
-    else:
-      size = tuple(modality.size)
-      shape = size if size[-1] > 1 or name == "image" else size[:-1]
-      batch[name] = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shape, dtype = example_spec(modality)
+    batch[name] = jax.ShapeDtypeStruct((1, *shape), dtype)
   rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
   rngs["router"] = rngs["dropout"]
   return {"towers": jax.eval_shape(model.init, rngs, batch)["params"]}

@@ -46,7 +46,12 @@ def patches(run: Run) -> Iterator[tuple[str, str, Figure]]:
     for (layer, modality), arrays in found.items():
       shape = run.get(f"model.modalities.{modality}")
       shown = arrays["index"][arrays["index"] >= 0]
-      if source is None or not shape or not len(shown):
+      if (
+        source is None
+        or not shape
+        or not len(shown)
+        or tuple(shape["size"][2:]) != (3,)
+      ):
         continue
       if "image_bytes" in source[int(shown[0])]:
         yield layer, modality, patch_grid(arrays, source, grid(shape), crop(run))

@@ -12,7 +12,7 @@ import optax
 
 from model import catalogue
 from model.encoders import towers as towers_lib
-from model.types import Batch
+from model.types import Batch, example_spec
 from sharding import mesh as mesh_lib
 from sharding import placement, rules
 from training import optimizer
@@ -45,11 +45,10 @@ class Setup:
     b = batch_size or self.config.batch_size
     spec = {}
     for name, m in self.config.model.modalities.items():
-      if m.stem == "tokens":
-        spec[name] = jax.ShapeDtypeStruct((b, m.length + m.ngrams), jnp.int32)
+      shape, dtype = example_spec(m)
+      spec[name] = jax.ShapeDtypeStruct((b, *shape), dtype)
+      if m.stem != "patches":
         spec[f"{name}_mask"] = jax.ShapeDtypeStruct((b, m.length), jnp.bool_)
-      else:
-        spec[name] = jax.ShapeDtypeStruct((b, *m.size), jnp.float32)
     return spec
 
   def init(self, key: jax.Array) -> state_lib.TrainState:

@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from model import catalogue
 from model.layers.block import TrunkConfig
 from model.layers.pool import POOLS
 from model.layers.position import POSITIONS
+from model.mel import LogMel
 from model.moe.config import MoeConfig
-from model.types import Array
+from model.types import Array, example_spec
 
 WHERE = "config.model.modalities"
-STEMS = ("patches", "tokens")
+STEMS = ("patches", "tokens", "token_patches")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Modality:
   stem: str = "patches"
   size: tuple[int, ...] = ()
   patch: tuple[int, ...] = ()
+  log_mel: LogMel | None = None
   vocab: int = 0
   length: int = 0
   pad: int = 0
@@ -63,7 +67,7 @@ class Modality:
         raise ValueError(
           f"{where}.{key} = {getattr(self, key)}, expected 0 or more and below 1"
         )
-    if self.stem == "tokens":
+    if self.stem != "patches":
       for key in ("vocab", "length"):
         if getattr(self, key) < 1:
           raise ValueError(f"{where}.{key} = {getattr(self, key)}, expected at least 1")
@@ -73,7 +77,7 @@ class Modality:
             f"{where}.{key} = {getattr(self, key)}, expected an id below {where}.vocab "
             f"= {self.vocab}, or -1 for none"
           )
-      self._check_ngrams(where)
+      self._check_ids(where)
     else:
       self._check_patches(where)
     if self.pool == "cls" and self.trunk.causal:
@@ -83,7 +87,7 @@ class Modality:
       )
     if self.project_bias and not self.project:
       raise ValueError(f"{where}.project_bias = True without {where}.project")
-    divisor = 4 if self.stem == "patches" else 2
+    divisor = 2 * len(self.patch) if self.stem == "patches" else 2
     if self.position == "sincos" and self.trunk.width % divisor:
       raise ValueError(
         f"{where}.position = 'sincos' needs a trunk width divisible by {divisor}, got "
@@ -91,7 +95,15 @@ class Modality:
         f"{self.trunk.width % divisor})"
       )
 
-  def _check_ngrams(self, where: str) -> None:
+  def _check_ids(self, where: str) -> None:
+    if self.stem == "token_patches" and (len(self.patch) != 1 or self.patch[0] < 1):
+      raise ValueError(
+        f"{where}.patch = {self.patch}, expected (ids of a patch,), such as (64,)"
+      )
+    if self.stem == "token_patches" and self.ngrams:
+      raise ValueError(f"{where}.ngrams are of stem 'tokens', not 'token_patches'")
+    if self.log_mel:
+      raise ValueError(f"{where}.log_mel is of stem 'patches', not {self.stem!r}")
     if self.ngrams < 0 or self.ngram_rows < 2:
       raise ValueError(
         f"{where}.ngrams = {self.ngrams} and .ngram_rows = {self.ngram_rows}, expected "
@@ -99,10 +111,18 @@ class Modality:
       )
 
   def _check_patches(self, where: str) -> None:
-    if len(self.size) != 3 or len(self.patch) != 2 or min(*self.size, *self.patch) < 1:
+    sizes = len(self.size), len(self.patch)
+    if sizes not in ((3, 2), (4, 3)) or min(*self.size, *self.patch) < 1:
       raise ValueError(
         f"{where}.size = {self.size} and .patch = {self.patch}, expected (height, "
-        "width, channels) and (height, width), all at least 1"
+        "width, channels) and (height, width), or of a video (frames, height, width, "
+        "channels) and (frames, height, width), all at least 1"
+      )
+    plain = self.size[2:] == (1,) and not (self.gradients or self.colors)
+    if self.log_mel and not plain:
+      raise ValueError(
+        f"{where}.log_mel makes size = (frames, mels, 1), and without gradients and "
+        f"colors; got .size = {self.size}"
       )
     self._check_descriptors(where)
     for side, part in zip(self.size, self.patch, strict=False):
@@ -120,6 +140,8 @@ class Modality:
       value = getattr(self, key)
       if value and (len(value) != 2 or min(value) < 1):
         raise ValueError(f"{where}.{key} = {value}, expected ({parts}) or ()")
+      if value and len(self.size) != 3:
+        raise ValueError(f"{where}.{key} = {value} are of images, not of videos")
     if self.colors and (len(self.color_range) != 2 or self.colors[1] < 2):
       raise ValueError(
         f"{where}.colors = {self.colors} and .color_range = {self.color_range}, "
@@ -146,15 +168,20 @@ class Modality:
   @property
   def shape(self) -> tuple[int, ...]:
     """Shape of one example of the raw array."""
-    return (self.length + self.ngrams,) if self.stem == "tokens" else self.size
+    return example_spec(dataclasses.asdict(self))[0]
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Dtype of the raw array."""
+    return example_spec(dataclasses.asdict(self))[1]
 
   @property
   def tokens(self) -> int:
     """Tokens of a whole example in the trunk, the one of pool "cls" included."""
-    if self.stem == "tokens":
-      n = self.length
+    if self.stem == "patches":
+      n = math.prod(s // p for s, p in zip(self.size, self.patch, strict=False))
     else:
-      n = (self.size[0] // self.patch[0]) * (self.size[1] // self.patch[1])
+      n = self.length
     return n + (self.pool == "cls")
 
 
@@ -184,7 +211,8 @@ def modalities(model: Mapping[str, Any]) -> tuple[Modality, ...]:
       trunk = catalogue.build(TrunkConfig, merged, f"{where}.trunk")
     if "name" in options:
       raise ValueError(f"unknown key {where}.name: the key of the entry is its name")
-    options |= {"name": name, "trunk": trunk}
+    log_mel = _log_mel(options.pop("log_mel", None), options, f"{where}.log_mel")
+    options |= {"name": name, "trunk": trunk, "log_mel": log_mel}
     modality = catalogue.build(Modality, options, where)
     if not modality.project and trunk.width != model["embed_dim"]:
       raise ValueError(
@@ -193,6 +221,21 @@ def modalities(model: Mapping[str, Any]) -> tuple[Modality, ...]:
       )
     built.append(modality)
   return tuple(built)
+
+
+def _log_mel(given: Any, modality: Mapping[str, Any], where: str) -> LogMel | None:
+  """Returns the options of a spectrogram, which is as wide as the modality's size."""
+  if not given:
+    return None
+  options = dict(given.items())
+  size = tuple(modality.get("size", ()))
+  mels = size[1] if len(size) > 1 else 1  # the modality says what is wrong with it
+  if options.get("mels", mels) != mels:
+    raise ValueError(
+      f"{where}.mels = {options['mels']}, but {where[: -len('log_mel')]}size = {size} "
+      f"is (frames, mels, 1): {mels} mels"
+    )
+  return catalogue.build(LogMel, options | {"mels": mels}, where)
 
 
 def sparse(model: Mapping[str, Any]) -> MoeConfig | None:
@@ -208,12 +251,7 @@ def sparse(model: Mapping[str, Any]) -> MoeConfig | None:
 def example(model: Mapping[str, Any], size: int = 1) -> dict[str, Array]:
   """Returns a batch of `size` zeros of every modality: enough to initialise Towers.
 
-  f32[size, height, width, channels] for patches, int32[size, length + ngrams] for
-  tokens. The parameters do not depend on `size`.
+  Such as f32[size, height, width, channels], or int32[size, length + ngrams] of ids:
+  `model.types.example_spec`. The parameters do not depend on `size`.
   """
-  return {
-    m.name: jnp.zeros(
-      (size, *m.shape), jnp.int32 if m.stem == "tokens" else jnp.float32
-    )
-    for m in modalities(model)
-  }
+  return {m.name: jnp.zeros((size, *m.shape), m.dtype) for m in modalities(model)}

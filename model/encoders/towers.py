@@ -148,6 +148,14 @@ class Towers(nn.Module):
         pad=m.pad,
         eos=m.eos,
       )
+    elif m.stem == "token_patches":
+      make = functools.partial(
+        stem.TokenPatches,
+        vocab=m.vocab,
+        size=(m.length, *m.patch),
+        pad=m.pad,
+        bias=m.stem_bias,
+      )
     else:
       make = functools.partial(
         stem.Patches,
@@ -155,6 +163,7 @@ class Towers(nn.Module):
         patch=m.patch,
         drop=m.drop_patches,
         bias=m.stem_bias,
+        log_mel=m.log_mel,
       )
     return make(
       width=m.trunk.width,

@@ -44,11 +44,31 @@ def sincos_2d(
   return np.concatenate(waves, axis=-1)
 
 
+def sincos_3d(
+  grid: tuple[int, int, int], width: int, temperature: float = 10_000.0
+) -> np.ndarray:
+  """Returns f32[frames * rows * columns, width]: a third each of column, row, frame.
+
+  Raises:
+    ValueError: a width that is not divisible by 6.
+  """
+  if width % 6:
+    raise ValueError(
+      f"3-D sincos positions need a width divisible by 6, got {width} ({width} % 6 = "
+      f"{width % 6}): change config.model.trunk.width or the modality's position"
+    )
+  frame, row, column = np.mgrid[: grid[0], : grid[1], : grid[2]].reshape(3, -1)
+  waves = [_waves(p, width // 6, temperature) for p in (column, row, frame)]
+  return np.concatenate(waves, axis=-1)
+
+
 def sincos(grid: Sequence[int], width: int) -> np.ndarray:
-  """Returns f32[prod(grid), width] for a grid of one or two dimensions."""
+  """Returns f32[prod(grid), width] for a grid of one, two or three dimensions."""
   if len(grid) == 1:
     return sincos_1d(grid[0], width)
-  return sincos_2d((grid[0], grid[1]), width)
+  if len(grid) == 2:
+    return sincos_2d((grid[0], grid[1]), width)
+  return sincos_3d((grid[0], grid[1], grid[2]), width)
 
 
 def resize_positions(
@@ -63,7 +83,7 @@ def resize_positions(
 
   Args:
     params: [n, w], row by row over the old grid.
-    old_grid: (length,) or (rows, columns), in patches.
+    old_grid: (length,), (rows, columns) or (frames, rows, columns), in patches.
     new_grid: the same at the new resolution.
     method: "bilinear" | "bicubic".
 

@@ -1,7 +1,8 @@
 """Stems: a raw array becomes tokens [b, n, w] and says which of them are real.
 
-`Patches` serves images and every other 2-D feature map: spectrograms, video features,
-piano rolls. `Tokens` serves every sequence of ids. A new modality is a config entry.
+`Patches` serves images and every other map of two dimensions (spectrograms, series,
+piano rolls) or three (videos). `Tokens` serves every sequence of ids, `TokenPatches`
+ids by lines or bars. A new modality is a config entry.
 """
 
 import math
@@ -10,26 +11,32 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from model.layers import log_mel as spectrogram
 from model.layers import matmul
 from model.layers import position as positions
+from model.mel import LogMel
 from model.types import Array
 
 
 class Patches(nn.Module):
   """Cuts an array into patches and maps each to a token (arXiv 2010.11929, eq. 1).
 
+  Patches of a video are tubelets (arXiv 2103.15691, section 3.2).
+
   Attributes:
     width: of a token.
-    size: (height, width, channels) of the input; channels 1 for [b, t, f].
-    patch: (height, width) of a patch.
+    size: (height, width, channels) of the input; channels 1 for [b, t, f]. Of a video
+      (frames, height, width, channels).
+    patch: (height, width) of a patch; of a video (frames, height, width).
     position: "learned" | "sincos" | "none".
     bias: whether the map has one.
     drop: share of the patches that training leaves out, another choice for each example
       and step: cheaper, and a regulariser (FLIP, arXiv 2212.00794).
+    log_mel: options of the spectrogram that is made of a waveform; None: there is none.
     name_of: the modality, for error messages.
     dtype: of the result.
 
-  Parameters (f32): embed/kernel [ph * pw * c, w], embed/bias [w]; position [n, w].
+  Parameters (f32): embed/kernel [patch values, w], embed/bias [w]; position [n, w].
   Random stream while training with drop > 0: "dropout".
   """
 
@@ -39,6 +46,7 @@ class Patches(nn.Module):
   position: str = "learned"
   bias: bool = True
   drop: float = 0.0
+  log_mel: LogMel | None = None
   name_of: str = "image"
   dtype: jnp.dtype = jnp.float32
 
@@ -48,12 +56,14 @@ class Patches(nn.Module):
   ) -> tuple[Array, Array | None]:
     """Cuts and embeds.
 
-    An image of another size than `size` gets interpolated positions. Features [b, t, f]
-    may be shorter than `size` along t: they keep the first positions.
+    Images and videos of another size than `size` get interpolated positions; features
+    [b, t, f] may be shorter than `size` along t, and keep the first positions.
 
     Args:
-      x: float [b, h, w, c] or [b, t, f].
-      mask: bool[b, h], True for a real frame (row); padded frames count as 0.
+      x: float [b, h, w, c], [b, t, f], [b, t, h, w, c] of a video, or, with `log_mel`,
+        [b, samples].
+      mask: bool[b, h], True for a real frame (row); padded frames count as 0. Of a
+        waveform bool[b, samples].
       train: whether to leave patches out.
 
     Returns:
@@ -66,24 +76,30 @@ class Patches(nn.Module):
       TypeError: integers, which nobody has normalised.
     """
     where = f"config.model.modalities.{self.name_of}"
-    features = x.ndim == 3
+    if mask is not None and mask.shape != x.shape[:2]:
+      raise ValueError(
+        f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape[:2]}: one "
+        f"entry per frame (axis 1) of {self.name_of}"
+      )
+    if self.log_mel is not None and x.ndim == 2:
+      x, mask = spectrogram.log_mel(x, mask, self.log_mel)
+    dims = len(self.patch)
+    features = dims == 2 and x.ndim == 3
     if features:
       x = x[..., None]
     grid = self._grid(x, features, where)
-    (rows, columns), (high, wide) = grid, self.patch
     if mask is not None:
-      if mask.shape != x.shape[:2]:
-        raise ValueError(
-          f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape[:2]}: one "
-          f"entry per frame (axis 1) of {self.name_of}"
-        )
       # A patch may be half real: what padding holds must not reach its token.
-      x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
-      mask = mask.reshape(-1, rows, high).any(axis=-1)
-      mask = jnp.repeat(mask, columns, axis=1)
+      real = mask.reshape(*mask.shape, *(1,) * dims)
+      x = jnp.where(real, x, jnp.zeros((), x.dtype))
+      mask = mask.reshape(-1, grid[0], self.patch[0]).any(axis=-1)
+      mask = jnp.repeat(mask, math.prod(grid[1:]), axis=1)
     # A reshape and one matmul: the same numbers as a strided convolution.
-    x = x.astype(self.dtype).reshape(-1, rows, high, columns, wide, x.shape[-1])
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)
+    cut = [n for side in zip(grid, self.patch) for n in side]
+    x = x.astype(self.dtype).reshape(-1, *cut, x.shape[-1])
+    outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
+    x = x.transpose(0, *outer, *inner, 2 * dims + 1)
+    x = x.reshape(x.shape[0], math.prod(grid), -1)
     table = self._positions(grid, features)
     if table is not None:
       table = table.astype(self.dtype)[None]
@@ -113,33 +129,39 @@ class Patches(nn.Module):
     draw = jax.random.uniform(self.make_rng("dropout"), (b, n))
     return jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
 
-  def _grid(self, x: Array, features: bool, where: str) -> tuple[int, int]:
+  def _grid(self, x: Array, features: bool, where: str) -> tuple[int, ...]:
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise TypeError(
         f"{self.name_of} has dtype {x.dtype}, expected normalised floats: add a "
         "normalising transform to config.data.transforms"
       )
-    _, h, w, c = x.shape
-    high, wide = self.patch
-    if h % high or w % wide:
+    if x.ndim != len(self.patch) + 2:
+      waveform = "; a waveform needs its log_mel" if x.ndim == 2 else ""
       raise ValueError(
-        f"{self.name_of} of {h} x {w} is not tiled by {where}.patch = {self.patch} "
-        f"({h} % {high} = {h % high}, {w} % {wide} = {w % wide})"
+        f"{self.name_of} is {x.shape}, expected [b, {', '.join(map(str, self.size))}] "
+        f"({where}.size{waveform})"
       )
-    if c != self.size[2]:
+    *sides, c = x.shape[1:]
+    if any(side % part for side, part in zip(sides, self.patch)):
+      rests = (f"{s} % {p} = {s % p}" for s, p in zip(sides, self.patch))
       raise ValueError(
-        f"{self.name_of} has {c} channels, expected {self.size[2]} ({where}.size = "
+        f"{self.name_of} of {' x '.join(map(str, sides))} is not tiled by "
+        f"{where}.patch = {self.patch} ({', '.join(rests)})"
+      )
+    if c != self.size[-1]:
+      raise ValueError(
+        f"{self.name_of} has {c} channels, expected {self.size[-1]} ({where}.size = "
         f"{self.size})"
       )
-    if features and (w != self.size[1] or h > self.size[0]):
+    if features and (sides[1] != self.size[1] or sides[0] > self.size[0]):
       raise ValueError(
-        f"{self.name_of} is [b, {h}, {w}], expected at most {self.size[0]} frames of "
-        f"{self.size[1]} features ({where}.size = {self.size})"
+        f"{self.name_of} is [b, {sides[0]}, {sides[1]}], expected at most "
+        f"{self.size[0]} frames of {self.size[1]} features ({where}.size = {self.size})"
       )
-    return h // high, w // wide
+    return tuple(side // part for side, part in zip(sides, self.patch))
 
-  def _positions(self, grid: tuple[int, int], features: bool) -> Array | None:
-    own = (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
+  def _positions(self, grid: tuple[int, ...], features: bool) -> Array | None:
+    own = tuple(side // part for side, part in zip(self.size, self.patch))
     table = _table(self, self.position, own, self.width)
     if table is None or grid == own:
       return table
@@ -225,6 +247,84 @@ class Tokens(nn.Module):
     end = x == self.eos
     ends = jnp.cumsum(end, axis=1)
     return real & ((ends == 0) | (end & (ends == 1)))
+
+
+class TokenPatches(nn.Module):
+  """Maps patches of ids, such as the bars of a tune, to a token each.
+
+  The one-hot ids of a patch, side by side, go through one linear map (CLaMP, arXiv
+  2304.11029, section 3.1): a letter means another thing at another place of its patch.
+
+  Attributes:
+    width: of a token.
+    vocab: number of ids, that of padding included.
+    size: (patches, ids of a patch), the patches being at most so many.
+    pad: the id of padding, which adds nothing; -1: all ids are real.
+    bias: whether the map has one.
+    position: "learned" | "sincos" | "none".
+    name_of: the modality, for error messages.
+    dtype: of the result.
+
+  Parameters (f32): embed/kernel [ids of a patch * vocab, w], embed/bias [w]; position
+  [patches, w].
+  """
+
+  width: int
+  vocab: int
+  size: tuple[int, ...]
+  pad: int = 0
+  bias: bool = True
+  position: str = "learned"
+  name_of: str = "music"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Array | None = None, train: bool = False
+  ) -> tuple[Array, Array]:
+    """Embeds.
+
+    Args:
+      x: int[b, n, ids], n at most size[0]; fewer patches keep the first positions.
+      mask: bool[b, n], True for a real patch; None: those with an id that is real.
+      train: changes nothing.
+
+    Returns:
+      dtype [b, n, w] and the mask.
+
+    Raises:
+      ValueError: more patches or other ones than `size`, or a mask of another shape.
+      TypeError: ids that are not integers.
+    """
+    del train
+    where = f"config.model.modalities.{self.name_of}"
+    if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim != 3:
+      raise TypeError(f"{self.name_of} is {x.dtype}{x.shape}, expected int[b, n, ids]")
+    if x.shape[1] > self.size[0] or x.shape[2] != self.size[1]:
+      raise ValueError(
+        f"{self.name_of} has {x.shape[1]} patches of {x.shape[2]} ids, expected at "
+        f"most {where}.length = {self.size[0]} of {where}.patch = ({self.size[1]},)"
+      )
+    real = x != self.pad if self.pad >= 0 else jnp.ones(x.shape, bool)
+    if mask is None:
+      mask = real.any(axis=-1)
+    elif mask.shape != x.shape[:2]:
+      raise ValueError(
+        f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape[:2]}"
+      )
+    # Not a look-up, whose gradient scatters n * ids rows: a product, as the trunk's.
+    hot = jax.nn.one_hot(jnp.where(real, x, -1), self.vocab, dtype=self.dtype)
+    y = nn.Dense(
+      self.width,
+      use_bias=self.bias,
+      dtype=self.dtype,
+      dot_general=matmul.dot_general,
+      name="embed",
+    )(hot.reshape(*x.shape[:2], -1))
+    table = _table(self, self.position, self.size[:1], self.width)
+    if table is not None:
+      y = y + table[: x.shape[1]].astype(self.dtype)[None]
+    return y, mask
 
 
 def _table(

@@ -1,0 +1,164 @@
+"""Encoded sound to a mono waveform of one rate and length, and what of it is real."""
+
+from collections.abc import Mapping
+import dataclasses
+import io
+import math
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from input_pipeline.drop import Drop
+from input_pipeline.interfaces import Example
+from model.mel import LogMel
+from model.types import example_spec
+
+# libsndfile guesses among two dozen formats; these are let through to it.
+MAGIC = {"ogg": b"OggS", "wav": b"RIFF", "flac": b"fLaC"}
+RATES = (1_000, 192_000)
+_MOST_CHANNELS = 8
+_LOUDEST = 100.0  # full scale is 1; floats that far beyond it are no sound
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+  """Writes `<key>` f32[seconds * rate] and `<key>_mask` bool of the same length.
+
+  Only what is kept is decoded, wherever it lies in the file: memory is bounded by
+  `seconds`, not by what a header claims. Shorter sounds are padded with zeros at the
+  end. Channels are averaged; other rates are resampled by a polyphase filter. Also
+  writes `<key>_rate`, which log_mel compares with its own.
+
+  Drops "empty audio", "not audio", "broken audio", "truncated audio", "odd sample
+  rate" and "too many channels".
+
+  Attributes:
+    rate: samples per second of the result; taken from the modality `key` where the
+      device makes its spectrogram.
+    seconds: length of the result; taken from there too.
+    crop: what is kept of a longer sound: "random" or its "first" seconds.
+    source: what it reads: bytes of an ogg, wav or flac file.
+    key: what it writes. A modality whose spectrogram the device makes, or "waveform",
+      which log_mel reads.
+    formats: that are read; whatever else is "not audio".
+  """
+
+  rate: int
+  seconds: float
+  crop: str = "random"
+  source: str = "audio_bytes"
+  key: str = "waveform"
+  formats: tuple[str, ...] = ("ogg", "wav", "flac")
+
+  def __post_init__(self):
+    if self.crop not in ("random", "first"):
+      raise ValueError(
+        f"decode_audio.crop = {self.crop!r}, expected 'random' or 'first'"
+      )
+    if not RATES[0] <= self.rate <= RATES[1]:
+      raise ValueError(
+        f"decode_audio.rate = {self.rate}, expected {RATES[0]} to {RATES[1]} per second"
+      )
+    if self.samples < 1:
+      raise ValueError(f"decode_audio.seconds = {self.seconds} hold no sample")
+    if unknown := sorted(set(self.formats) - set(MAGIC)):
+      raise ValueError(f"decode_audio.formats: {unknown} are none of {sorted(MAGIC)}")
+
+  @classmethod
+  def defaults(cls, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns rate and seconds of a modality that the device makes a spectrogram of.
+
+    Raises:
+      ValueError: other ones in the options.
+    """
+    key = options.get("key", "waveform")
+    modality = config.model.modalities.get(key)
+    if modality is None or not modality.get("log_mel"):
+      return {}
+    (samples,), _ = example_spec(modality)
+    rate = modality.log_mel.get("rate", LogMel.rate)
+    own = {"rate": rate, "seconds": samples / rate}
+    for name, value in own.items():
+      if options.get(name, value) != value:
+        raise ValueError(
+          f"decode_audio.{name} = {options[name]}, but config.model.modalities.{key} "
+          f"reads {samples} samples at log_mel.rate = {rate}: {name} = {value}"
+        )
+    return own
+
+  @property
+  def samples(self) -> int:
+    """Returns the length of the result."""
+    return round(self.seconds * self.rate)
+
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """Returns the key of the bytes."""
+    return (self.source,)
+
+  @property
+  def writes(self) -> tuple[str, ...]:
+    """Returns the keys of the waveform, of its mask and of its rate."""
+    return (self.key, f"{self.key}_mask", f"{self.key}_rate")
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    """Returns the example with the waveform; the bytes are left out."""
+    data = example[self.source]
+    if not isinstance(data, bytes | bytearray | memoryview):
+      raise Drop("not audio")
+    draw = float(rng.random()) if self.crop == "random" else 0.0
+    heard, rate = self._decode(bytes(data), draw)
+    if rate != self.rate:
+      heard = _resampled(heard, rate, self.rate)
+    heard = heard[: self.samples]
+    out = np.zeros(self.samples, np.float32)
+    out[: len(heard)] = heard
+    mask = np.arange(self.samples) < len(heard)
+    example = {k: v for k, v in example.items() if k != self.source}
+    made = (out, mask, self.rate)
+    return example | dict(zip(self.writes, made, strict=True))
+
+  def _decode(self, data: bytes, draw: float) -> tuple[np.ndarray, int]:
+    """Returns f32[n] of the crop at the file's own rate, and that rate."""
+    if not data:
+      raise Drop("empty audio")
+    if not any(data.startswith(MAGIC[name]) for name in self.formats):
+      raise Drop("not audio")
+    # RuntimeError is what soundfile raises on hostile bytes; the others, on what their
+    # headers claim (a length that overflows, a seek beyond the end).
+    try:
+      with soundfile.SoundFile(io.BytesIO(data)) as file:
+        self._check(file)
+        wanted = math.ceil(self.seconds * file.samplerate)
+        spare = max(file.frames - wanted, 0)
+        start = min(int(draw * (spare + 1)), spare)
+        if start:
+          file.seek(start)
+        heard = file.read(wanted, dtype="float32", always_2d=True)
+        promised, rate = min(file.frames - start, wanted), file.samplerate
+    except Drop:
+      raise
+    except Exception as e:
+      raise Drop("broken audio") from e
+    if len(heard) < promised:
+      raise Drop("truncated audio")
+    if not np.abs(heard).max() <= _LOUDEST:  # NaN is not either
+      raise Drop("broken audio")
+    return heard.mean(axis=1), rate
+
+  def _check(self, file: soundfile.SoundFile) -> None:
+    if file.frames < 1:
+      raise Drop("empty audio")
+    if file.channels > _MOST_CHANNELS:
+      raise Drop("too many channels")
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+      raise Drop("odd sample rate")
+
+
+def _resampled(x: np.ndarray, old: int, new: int) -> np.ndarray:
+  """Returns f32[n] at another rate: a polyphase filter, a Kaiser window's."""
+  from scipy import signal  # takes a second to import, which few of its users need
+
+  shared = math.gcd(old, new)
+  return signal.resample_poly(x, new // shared, old // shared)
