@@ -30,7 +30,8 @@ def set_data(c: ConfigDict, args: ConfigDict) -> None:
   )
   c.data.tokenizer = "{workdir}/tokenizer.model"
   c.data.transforms = (
-    ("decode_image", {}),
+    # Reads the bytes itself: a JPEG is decoded when its box is known. Evaluation, below,
+    # decodes all of it.
     ("random_resized_crop", dict(size=(size, size), scale=(0.5, 1.0))),
     ("flip", {}),
     normalize,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from input_pipeline import images
+from input_pipeline.images import Box
 from input_pipeline.interfaces import Example
 
-Box = tuple[float, float, float, float]
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TURNED = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def model_size(config: Any) -> dict[str, Any]:
@@ -22,7 +23,11 @@ def model_size(config: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-  """Crops a random box of `image` uint8[h, w, 3] and resizes it, with antialiasing.
+  """Writes `image` uint8[*size, 3]: a random box, resized with antialiasing.
+
+  Reads what `decode_image` does, and drops the same. A JPEG's box is drawn before it is
+  decoded: at a half, a quarter or an eighth of its size where the box is larger than
+  `size` by that factor.
 
   Attributes:
     size: (height, width); taken from config.model.modalities.image.size.
@@ -31,7 +36,7 @@ class Transform:
     ratio: least and most width / height of the box, over that of the image; the
       logarithm is uniform.
     rotate: at most so many degrees either way, before the crop.
-    fill: RGB of what lies outside the image.
+    fill: RGB of what lies outside the image, and under transparent pixels.
     filter: "bilinear" | "bicubic".
   """
 
@@ -39,10 +44,10 @@ class Transform:
   scale: tuple[float, float] = (0.5, 1.0)
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   rotate: float = 0.0
-  fill: tuple[int, int, int] = (255, 255, 255)
+  fill: images.Color = images.WHITE
   filter: str = "bilinear"
 
-  reads = ("image",)
+  reads = ("image_bytes|image",)
   writes = ("image",)
 
   @classmethod
@@ -57,24 +62,23 @@ class Transform:
         raise ValueError(
           f"random_resized_crop: {name} = {(low, high)}; 0 < low <= high"
         )
-    if self.filter not in FILTERS:
-      raise ValueError(f"filter {self.filter!r} is none of {sorted(FILTERS)}")
+    if self.filter not in images.FILTERS:
+      raise ValueError(f"filter {self.filter!r} is none of {sorted(images.FILTERS)}")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example with `image` uint8[*size, 3]."""
-    image = Image.fromarray(example["image"])
+    """Returns the example with `image` uint8[*size, 3]; no bytes are left in it."""
+    example, picture = images.taken(example, background=self.fill)
     angle, *draws = rng.random(5)
-    box = self._box(image.size, draws)
+    image, box = picture.region(self._box(picture.size, draws), self.size)
     degrees = (2 * angle - 1) * self.rotate
     if self.rotate and not self._shrinks(box):
-      resized = self._turned(image, box, math.radians(degrees))
+      pixels = np.asarray(self._turned(image, box, math.radians(degrees)))
     else:
       if self.rotate:
         image = image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=self.fill)
       image, box = _padded(image, box, self.fill)
-      size = self.size[::-1]
-      resized = image.resize(size, FILTERS[self.filter], box=box, reducing_gap=2.0)
-    return example | {"image": np.asarray(resized)}
+      pixels = images.resized(image, self.size, box, self.filter)
+    return example | {"image": pixels}
 
   def _box(self, size: tuple[int, int], draws: list[float]) -> Box:
     """Returns (left, top, right, bottom) of the crop, in pixels."""
@@ -112,7 +116,7 @@ class Transform:
       (width, height),
       Image.Transform.AFFINE,
       matrix,
-      FILTERS[self.filter],
+      _TURNED[self.filter],
       fillcolor=self.fill,
     )
 
