@@ -123,7 +123,7 @@ class Maker:
       if key not in example:
         continue
       arrays[key] = value = np.asarray(example[key])
-      if not _fits(value, shape):
+      if not _fits(value, shape, f"{key}_affine" in example):
         raise ValueError(
           f"{key!r} is {value.dtype}{list(value.shape)} after config.data.transforms, "
           f"but config.model.modalities.{key} reads {_wanted(shape)}"
@@ -244,8 +244,8 @@ def _numbers(value: Any) -> np.ndarray:
   return x.astype(np.int32 if x.dtype.kind in "iub" else np.float32)
 
 
-def _fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:
-  wanted = np.int32 if len(shape) == 1 else np.float32
+def _fits(value: np.ndarray, shape: tuple[int, ...], affine: bool) -> bool:
+  wanted = np.uint8 if affine else np.int32 if len(shape) == 1 else np.float32
   single = len(shape) == 3 and shape[-1] == 1 and value.shape == shape[:-1]
   return (value.shape == shape or single) and value.dtype == wanted
 

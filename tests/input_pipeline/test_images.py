@@ -2,14 +2,22 @@
 
 import io
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from input_pipeline import images
+from input_pipeline import images, pipeline
 from input_pipeline.drop import Drop
-from input_pipeline.transforms import decode_image, random_resized_crop, resize
+from input_pipeline.transforms import (
+  decode_image,
+  normalize,
+  random_resized_crop,
+  resize,
+)
+from sharding import mesh as meshes
 from tests.input_pipeline.test_transforms import encoded
+from training import setup as setup_lib
 
 METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -147,3 +155,39 @@ def test_color_modes_of_jpegs_are_reduced_too():
     picture = images.picture(file.getvalue())
     image, box = picture.region((0, 0, 96, 96), (48, 48))
     assert image.mode == "RGB" and image.size == (48, 48) and box == (0, 0, 48, 48)
+
+
+def test_a_batch_holds_bytes_and_what_the_device_is_to_do_with_them(config):
+  batches = []
+  for options in (dict(device=True), {}):
+    c = config(threads=0)
+    text = tuple(t for t in c.data.transforms if t[0] in ("sample_caption", "tokenize"))
+    normalize = ("normalize", dict(std=(0.2, 0.3, 0.4), **options))
+    c.data.transforms = (("random_resized_crop", {}), ("flip", {}), normalize, *text)
+    batches.append(next(pipeline.train_loader(c, process_index=0, process_count=1)))
+  sent, made = batches
+  assert sent["image"].dtype == np.uint8 and sent["image_affine"].shape == (12, 2, 3)
+  assert set(sent) - set(made) == {"image_affine"}
+  # The whole way of a training batch, by the objective's own filter.
+  setup = setup_lib.Setup(c, meshes.make({}, jax.devices()[:1]), *[None] * 4)
+  image = setup.put(sent)["image"]
+  assert image.dtype == np.float32
+  np.testing.assert_allclose(image, made["image"], atol=1e-5)
+
+
+def test_bytes_that_nobody_will_scale_are_an_error(config):
+  c = config(threads=0)
+  c.data.transforms = (("resize", {}),)
+  with pytest.raises(ValueError, match=r"'image' is uint8.* reads float32"):
+    pipeline.train_loader(c, process_index=0, process_count=1)
+
+
+def test_normalize_leaves_bytes_and_says_what_the_device_is_to_do():
+  pixels, given = np.asarray(photo(30, 20)), dict(mean=(0.5, 0.4, 0.3), std=(1, 2, 3))
+  rng = np.random.default_rng(0)
+  out = normalize.Transform(**given, device=True)({"image": pixels}, rng)
+  assert out["image"] is pixels
+  scale, offset = out["image_affine"]
+  assert scale.dtype == np.float32
+  host = normalize.Transform(**given)({"image": pixels}, rng)["image"]
+  np.testing.assert_array_equal(pixels * scale - offset, host)
