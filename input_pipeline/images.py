@@ -3,8 +3,9 @@
   header -> size, orientation -> (the transform chooses a box) -> decode -> resample
 
 The box comes before the decoding: a JPEG whose box has twice the pixels that are asked
-for, or more, is then decoded at half its size or less, and no array lies in between.
-Every unusable image is a `Drop` with a reason of its own.
+for, or more, is then decoded at half its size or less. libjpeg-turbo writes sound JPEGs
+straight into arrays; Pillow reads their headers, and all other images. Every unusable
+image is a `Drop` with a reason of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import cykooz_resizer as resizer
 import numpy as np
 from PIL import Image
+import simplejpeg
 
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
@@ -52,18 +54,18 @@ class Picture:
   """
 
   size: tuple[int, int]
-  _decode: Callable[[int], tuple[Image.Image, tuple[float, float], int]]
+  _decode: Callable[[int], tuple[np.ndarray, tuple[float, float], int]]
 
-  def pixels(self, scale: int = 1) -> Image.Image:
-    """Returns the image in RGB, upright, at 1 / `scale` of its size or larger.
+  def pixels(self, scale: int = 1) -> np.ndarray:
+    """Returns uint8[h, w, 3], upright, at 1 / `scale` of the size or larger.
 
     Raises:
       Drop: "truncated image" or "broken image".
     """
     return self._decode(scale)[0]
 
-  def region(self, box: Box, size: tuple[int, int]) -> tuple[Image.Image, Box]:
-    """Returns the image in RGB, upright and perhaps smaller, and the box's place in it.
+  def region(self, box: Box, size: tuple[int, int]) -> tuple[np.ndarray, Box]:
+    """Returns uint8[h, w, 3], upright and perhaps smaller, and the box's place in it.
 
     Args:
       box: in pixels of `self.size`; it may lie outside.
@@ -112,45 +114,51 @@ def picture(
       large".
   """
   if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim:
-    return _whole(_rgb(_from_array(value), background))
+    return _whole(np.array(_rgb(_from_array(value), background)))
   if not isinstance(value, bytes | bytearray | memoryview | np.bytes_):
     raise Drop("not an image")
-  image = _opened(bytes(value), max_pixels, formats)
+  data = bytes(value)
+  image = _opened(data, max_pixels, formats)
   if image.format != "JPEG":  # where EXIF may follow the pixels
     return _whole(_loaded(image, background))
   turn = _turn(image)
   width, height = image.size
 
-  def decode(scale: int) -> tuple[Image.Image, tuple[float, float], int]:
-    done = next((s for s in _SCALES if s <= min(scale, width, height)), 1)
-    if done > 1:
-      image.draft("RGB", (width // done, height // done))
-    full = _loaded(image, background)
+  def decode(scale: int) -> tuple[np.ndarray, tuple[float, float], int]:
+    done = next((s for s in _SCALES if s <= min(scale, width // 8, height // 8)), 1)
+    pixels = _sound_jpeg(data, image, done)
+    if pixels is None:  # Pillow forgives more, and knows why if it does not
+      if done > 1:
+        image.draft("RGB", (width // done, height // done))
+      pixels = _loaded(image, background)
+    elif turn != 1:
+      pixels = np.array(Image.fromarray(pixels).transpose(_TURNS[turn]))
     # A side that is no multiple ends in part of a pixel, which the turn may put first.
-    spare = (full.width - size[0] / done, full.height - size[1] / done)
-    return full, (spare[0] * (turn in _LEFT), spare[1] * (turn in _TOP)), done
+    spare = (pixels.shape[1] - size[0] / done, pixels.shape[0] - size[1] / done)
+    return pixels, (spare[0] * (turn in _LEFT), spare[1] * (turn in _TOP)), done
 
   size = (height, width) if turn in (5, 6, 7, 8) else (width, height)
   return Picture(size, decode)
 
 
 def resized(
-  image: Image.Image, size: tuple[int, int], box: Box, method: str
+  image: np.ndarray, size: tuple[int, int], box: Box, method: str
 ) -> np.ndarray:
-  """Returns uint8[*size, 3]: a box of an RGB image, resampled with antialiasing.
+  """Returns uint8[*size, 3]: a box of an image, resampled with antialiasing.
 
   Args:
-    image: in RGB.
+    image: uint8[h, w, 3].
     size: (height, width).
     box: inside of the image.
     method: of FILTERS.
   """
   height, width = size
+  rows, columns, _ = image.shape
   rgb = resizer.PixelType.U8x3
-  source = resizer.ImageData(image.width, image.height, rgb, image.tobytes())
+  source = resizer.ImageData(columns, rows, rgb, image.tobytes())
   target = resizer.ImageData(width, height, rgb)
   left, top = max(box[0], 0.0), max(box[1], 0.0)
-  right, bottom = min(box[2], image.width), min(box[3], image.height)
+  right, bottom = min(box[2], columns), min(box[3], rows)
   options = resizer.ResizeOptions(
     resize_alg=FILTERS[method],
     crop_box=resizer.CropBox(left, top, right - left, bottom - top),
@@ -159,8 +167,22 @@ def resized(
   return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-def _whole(image: Image.Image) -> Picture:
-  return Picture(image.size, lambda scale: (image, (0.0, 0.0), 1))
+def _whole(image: np.ndarray) -> Picture:
+  return Picture((image.shape[1], image.shape[0]), lambda scale: (image, (0.0, 0.0), 1))
+
+
+def _sound_jpeg(data: bytes, header: Image.Image, scale: int) -> np.ndarray | None:
+  """Returns uint8[h, w, 3] at 1 / `scale`, as stored; None if it is not so simple."""
+  if header.mode not in ("RGB", "L"):
+    return None
+  height, width = (-(-side // scale) for side in (header.height, header.width))
+  try:  # strict: what libjpeg warns of is for Pillow
+    pixels = simplejpeg.decode_jpeg(
+      data, "RGB", min_height=height, min_width=width, min_factor=scale
+    )
+  except Exception:
+    return None
+  return pixels if pixels.shape == (height, width, 3) else None
 
 
 def _opened(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Image:
@@ -180,13 +202,13 @@ def _opened(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Image
   return image
 
 
-def _loaded(image: Image.Image, background: Color) -> Image.Image:
-  """Returns the image decoded, upright and in RGB."""
+def _loaded(image: Image.Image, background: Color) -> np.ndarray:
+  """Returns uint8[h, w, 3], upright."""
   try:
     image.load()
     turn = _TURNS.get(_turn(image))
     upright = image if turn is None else image.transpose(turn)
-    return _rgb(upright, background)
+    return np.array(_rgb(upright, background))
   except Drop:
     raise
   except Exception as e:

@@ -69,8 +69,8 @@ class Transform:
     )
     scale = min(picture.size) // self.min_side if self.min_side else 1
     image = picture.pixels(scale)
-    if not self.size or (image.height, image.width) == self.size:
-      return np.array(image)
+    if not self.size or image.shape[:2] == self.size:
+      return image
     height, width = self.size
-    box = (0.0, 0.0, float(image.width), float(image.height))
+    box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     return images.resized(image, (height, width), box, "bicubic")

@@ -69,16 +69,16 @@ class Transform:
     """Returns the example with `image` uint8[*size, 3]; no bytes are left in it."""
     example, picture = images.taken(example, background=self.fill)
     angle, *draws = rng.random(5)
-    image, box = picture.region(self._box(picture.size, draws), self.size)
+    pixels, box = picture.region(self._box(picture.size, draws), self.size)
     degrees = (2 * angle - 1) * self.rotate
     if self.rotate and not self._shrinks(box):
-      pixels = np.asarray(self._turned(image, box, math.radians(degrees)))
-    else:
-      if self.rotate:
-        image = image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=self.fill)
-      image, box = _padded(image, box, self.fill)
-      pixels = images.resized(image, self.size, box, self.filter)
-    return example | {"image": pixels}
+      turned = self._turned(Image.fromarray(pixels), box, math.radians(degrees))
+      return example | {"image": np.asarray(turned)}
+    if self.rotate:
+      bilinear, image = Image.Resampling.BILINEAR, Image.fromarray(pixels)
+      pixels = np.asarray(image.rotate(degrees, bilinear, fillcolor=self.fill))
+    pixels, box = _padded(pixels, box, self.fill)
+    return example | {"image": images.resized(pixels, self.size, box, self.filter)}
 
   def _box(self, size: tuple[int, int], draws: list[float]) -> Box:
     """Returns (left, top, right, bottom) of the crop, in pixels."""
@@ -122,15 +122,16 @@ class Transform:
 
 
 def _padded(
-  image: Image.Image, box: Box, fill: tuple[int, ...]
-) -> tuple[Image.Image, Box]:
+  image: np.ndarray, box: Box, fill: tuple[int, ...]
+) -> tuple[np.ndarray, Box]:
   """Returns a canvas that holds the whole box, and the box's place on it."""
-  width, height = image.size
+  height, width, _ = image.shape
   if min(box) >= 0 and box[2] <= width and box[3] <= height:
     return image, box
   left, top = math.ceil(max(-box[0], 0)), math.ceil(max(-box[1], 0))
   right = math.ceil(max(box[2] - width, 0))
   bottom = math.ceil(max(box[3] - height, 0))
-  canvas = Image.new("RGB", (left + width + right, top + height + bottom), fill)
-  canvas.paste(image, (left, top))
+  canvas = np.empty((top + height + bottom, left + width + right, 3), np.uint8)
+  canvas[:] = np.asarray(fill, np.uint8)
+  canvas[top : top + height, left : left + width] = image
   return canvas, (box[0] + left, box[1] + top, box[2] + left, box[3] + top)

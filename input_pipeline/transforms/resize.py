@@ -46,6 +46,6 @@ class Transform:
       x, y = (width - side) / 2, (height - side) / 2
       box = (x, y, x + side, y + side)
     elif (height, width) == self.size:
-      return example | {"image": np.asarray(picture.pixels())}
+      return example | {"image": picture.pixels()}
     image, box = picture.region(box, self.size)
     return example | {"image": images.resized(image, self.size, box, self.filter)}
