@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | bench | clean
+# make demo | test | test-slow | lint | bench | bench-input | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ DEMO ?= runs/limoe_emoji
 DEVICE ?= cpu
 CODE := train.py configs model sharding input_pipeline training evaluators tools benchmarks
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-input clean
 .DELETE_ON_ERROR:
 
 # A stamp per set of requirements: installing again costs nothing when nothing changed.
@@ -47,6 +47,11 @@ $(VENV)/bench.stamp: $(VENV)/demo.stamp requirements-bench.txt
 bench: $(VENV)/bench.stamp
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m benchmarks.moe --threads 1 --out benchmarks/results/moe_$(DEVICE).json
 	$(BIN)/python -m benchmarks.step --out benchmarks/results/step_$(DEVICE).json
+
+# Images a second and core, and what a reduced decode costs: docs/input_pipeline.md.
+bench-input: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.input --out benchmarks/results/input_$(DEVICE).json
+	$(BIN)/python -m benchmarks.jpeg_quality --out benchmarks/results/jpeg_quality.json
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

@@ -5,9 +5,9 @@ python -m benchmarks.input --out benchmarks/results/input_cpu.json
 
 Decode, random-resized-crop to 224, flip, normalise, tokenize and batch, of the same
 JPEGs and captions (benchmarks/photos.py). Groups of contenders take turns, each a
-process of its own (see `turns`). Images per second and core are images over the CPU time
-that the contender's processes had, so that others who use the machine do not count; the
-clock is reported beside it. Without the peers' packages only ours are timed.
+process of its own (see `turns`). Images per second and core are images over the CPU
+time that its processes had, so that others who use the machine do not count; the clock
+is reported beside it. Without the peers' packages only ours are timed.
 """
 
 import argparse

@@ -7,6 +7,7 @@ round before they are summed up. Nothing here imports JAX: a peer does without i
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -137,6 +138,12 @@ def processor() -> str:
   info = pathlib.Path("/proc/cpuinfo")
   found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
   return found.group(1) if found else platform.machine()
+
+
+def versions(packages: Sequence[str]) -> str:
+  """Returns the versions of Python and of some installed packages."""
+  found = [f"{p} {importlib.metadata.version(p)}" for p in packages]
+  return ", ".join([f"Python {platform.python_version()}", *found])
 
 
 def load() -> float | None:

@@ -80,7 +80,7 @@ def _flipped_view(c: ConfigDict) -> None:
       return example
     return example | {"image": example["image"][:, ::-1]}
 
-  flip.Transform.__call__ = flipped
+  setattr(flip.Transform, "__call__", flipped)
 
 
 def _pillow_decodes(c: ConfigDict) -> None:
