@@ -21,6 +21,7 @@ import tempfile
 from typing import Any
 
 from benchmarks import photos, turns
+from training import environment
 
 OURS, TORCH = "ours", "torch"
 PEERS = (TORCH, "torch_v2", "webdataset")
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
   shared = {key: getattr(args, key) for key in SIZES} | dict(threads=0)
   report: dict[str, Any] = dict(
-    command=turns.command("benchmarks.input", argv),
+    command=environment.without_folders(turns.command("benchmarks.input", argv)),
     device=turns.processor(),
     cores=turns.cores(),
     settings={key: getattr(args, key) for key in SIZES},

@@ -17,8 +17,8 @@ from input_pipeline import images, pipeline
 from input_pipeline.transforms import flip
 from sharding import mesh as meshes
 from sharding import placement
-from training import environment
 
+PACKAGES = ("jax", "grain", "Pillow", "simplejpeg", "cykooz-resizer", "sentencepiece")
 SOURCES = {
   "arrayrecord": dict(paths="{folder}/train.arrayrecord*"),
   "webdataset": dict(paths="{folder}/train-*.tar"),
@@ -80,7 +80,7 @@ def _flipped_view(c: ConfigDict) -> None:
       return example
     return example | {"image": example["image"][:, ::-1]}
 
-  setattr(flip.Transform, "__call__", flipped)
+  flip.Transform.__call__ = flipped  # type: ignore[method-assign]
 
 
 def _pillow_decodes(c: ConfigDict) -> None:
@@ -112,7 +112,7 @@ def prepare(settings: dict[str, Any]):
   image = batch["image"]
   assert image.shape == (settings["batch"], *config.model.modalities.image.size)
   facts = dict(
-    versions=environment.describe()["versions"] + f", Pillow {Image.__version__}",
+    versions=turns.versions(PACKAGES),
     image=f"{image.dtype}{list(image.shape)}",
     mean=round(float(image.mean()), 3),
     std=round(float(image.std()), 3),

@@ -10,10 +10,8 @@ requirements-bench.txt.
 
 from collections.abc import Callable, Iterator
 import functools
-import importlib.metadata
 import json
 import pathlib
-import platform
 from typing import Any
 
 from PIL import Image
@@ -126,9 +124,8 @@ def prepare(settings: dict[str, Any]):
     next(stream)
     return lambda: None
 
-  found = [f"{p} {importlib.metadata.version(p)}" for p in PACKAGES]
   facts = dict(
-    versions=", ".join([f"Python {platform.python_version()}", *found]),
+    versions=turns.versions(PACKAGES),
     image=f"{str(image.dtype).removeprefix('torch.')}{list(image.shape)}",
     mean=round(float(image.mean()), 3),
     std=round(float(image.std()), 3),
