@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | bench | docs | clean
+# make demo | test | test-slow | lint | bench | bench-input | docs | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ DEVICE ?= cpu
 API := configs.base model sharding input_pipeline training evaluators
 CODE := train.py configs model sharding input_pipeline training evaluators tools benchmarks
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow lint bench bench-input docs clean
 .DELETE_ON_ERROR:
 
 # A stamp per set of requirements: installing again costs nothing when nothing changed.
@@ -53,6 +53,11 @@ bench: $(VENV)/bench.stamp
 docs: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-docs.txt
 	JAX_PLATFORMS=cpu $(BIN)/python -m pdoc --docformat google --no-show-source -o site $(API)
+
+# Images a second and core, and what a reduced decode costs: docs/input_pipeline.md.
+bench-input: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.input --out benchmarks/results/input_$(DEVICE).json
+	$(BIN)/python -m benchmarks.jpeg_quality --out benchmarks/results/jpeg_quality.json
 
 clean:
 	rm -rf $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache

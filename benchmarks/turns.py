@@ -7,7 +7,9 @@ round before they are summed up. Nothing here imports JAX: a peer does without i
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -138,6 +140,12 @@ def processor() -> str:
   return found.group(1) if found else platform.machine()
 
 
+def versions(packages: Sequence[str]) -> str:
+  """Returns the versions of Python and of some installed packages."""
+  found = [f"{p} {importlib.metadata.version(p)}" for p in packages]
+  return ", ".join([f"Python {platform.python_version()}", *found])
+
+
 def load() -> float | None:
   """Returns how many processes wanted a core in the last minute, if that is known."""
   return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
@@ -244,18 +252,33 @@ def serve(prepare: Callable[[dict[str, Any]], tuple[dict, Step, Callable]]) -> N
     steps = int(line)
     if not steps:
       break
-    answer(clocked(step, steps)._asdict())
+    answer(clocked(step, steps, settings.get("warm", 0))._asdict())
   answer(last())
 
 
-def clocked(step: Step, steps: int) -> Seconds:
-  """Returns what one of `steps` steps took, having waited for the last one's end."""
-  wall, cpu = time.perf_counter(), time.process_time()
+def clocked(step: Step, steps: int, warm: int = 0) -> Seconds:
+  """Returns what one of `steps` steps took, having waited for the last one's end.
+
+  Args:
+    step: to be timed.
+    steps: of the turn.
+    warm: steps before them, for whoever works ahead while others take their turns.
+  """
+  for _ in range(warm):
+    step()()
+  wall, cpu = time.perf_counter(), cpu_seconds()
   for _ in range(steps):
     wait = step()
   wait()
-  wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+  wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
   return Seconds(wall / steps, cpu / steps)
+
+
+def cpu_seconds() -> float:
+  """Returns the CPU time of this process and of those that it runs as its workers."""
+  workers = [p.pid for p in multiprocessing.active_children() if p.pid]
+  # The clock of another process (Linux: clock_getcpuclockid(3)).
+  return time.process_time() + sum(time.clock_gettime(~pid << 3 | 2) for pid in workers)
 
 
 def best(step: Step, cpu: bool, rounds: int = 5) -> float:

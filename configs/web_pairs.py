@@ -19,7 +19,7 @@ ARGS = dict(data="", image="image", text="text", runlocal=False)
 def set_data(c: ConfigDict, args: ConfigDict) -> None:
   """Fills `c.data` for images of config.model.modalities.image.size and their text."""
   size = c.model.modalities.image.size[0]
-  normalize = ("normalize", dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+  pixels = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
   tokenize = ("tokenize", dict(length=c.model.modalities.text.length))
   c.data.source = "tfds"
   c.data.options = ConfigDict(
@@ -30,17 +30,18 @@ def set_data(c: ConfigDict, args: ConfigDict) -> None:
   )
   c.data.tokenizer = "{workdir}/tokenizer.model"
   c.data.transforms = (
-    ("decode_image", {}),
+    # It reads the bytes itself: a JPEG is decoded when its box is known. Evaluation,
+    # below, decodes all of it.
     ("random_resized_crop", dict(size=(size, size), scale=(0.5, 1.0))),
     ("flip", {}),
-    normalize,
+    ("normalize", dict(pixels, device=True)),  # bytes until they are there
     ("sample_caption", {}),
     tokenize,
   )
   c.data.eval_transforms = (
     ("decode_image", {}),
     ("resize", dict(size=(size, size))),
-    normalize,
+    ("normalize", pixels),
     ("sample_caption", dict(train=False)),
     tokenize,
   )

@@ -147,10 +147,11 @@ class Maker:
       if key not in example:
         continue
       arrays[key] = value = np.asarray(example[key])
-      if not _fits(value, shape, dtype):
+      wanted = np.dtype(np.uint8) if f"{key}_affine" in example else dtype
+      if not _fits(value, shape, wanted):
         raise ValueError(
           f"{key!r} is {value.dtype}{list(value.shape)} after config.data.transforms, "
-          f"but config.model.modalities.{key} reads {dtype}{list(shape)}"
+          f"but config.model.modalities.{key} reads {wanted}{list(shape)}"
         )
       if f"{key}_mask" in example:
         arrays[f"{key}_mask"] = np.asarray(example[f"{key}_mask"], bool)

@@ -14,6 +14,8 @@ from model.types import BATCH_AXES
 from sharding import mesh as meshes
 from sharding import rules as tables
 
+AFFINE = "_affine"  # ends the name of what is left to do to an image
+
 
 def init_sharded(fn: Callable[..., Any], layout: Any, mesh: Mesh, *args: Any) -> Any:
   """Returns `fn(*args)`, a tree of arrays, computed straight into its shards.
@@ -73,6 +75,9 @@ def share(owners: np.ndarray, process: int) -> tuple[int, int]:
 def put_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Returns the global batch {name: [b, ...]}, sharded over the mesh on axis 0.
 
+  Images that come as bytes, uint8[b, h, w, c], with `<name>_affine` f32[b, 2, c] beside
+  them (the transform `normalize` for the device) become f32: bytes * scale - offset.
+
   Args:
     host_batch: this process's rows, {name: [b / data_shard(mesh)[1], ...]}.
     mesh: the mesh.
@@ -91,12 +96,26 @@ def put_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax
       f"divisible by {'*'.join(BATCH_AXES)} = {shards}. "
       "Set config.batch_size to a multiple, or change config.mesh."
     )
-  return {
+  batch = {
     name: jax.make_array_from_process_local_data(
       sharding, _narrow(name, array), (rows * count, *array.shape[1:])
     )
     for name, array in host_batch.items()
   }
+  affine = {n: batch.pop(n) for n in list(batch) if n.endswith(AFFINE)}
+  names = [name.removesuffix(AFFINE) for name in affine]
+  return batch | {n: _scaler(mesh)(batch[n], affine[n + AFFINE]) for n in names}
+
+
+@functools.cache
+def _scaler(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Returns the jitted (uint8[b, h, w, c], f32[b, 2, c]) -> f32[b, h, w, c]."""
+
+  def scaled(image: jax.Array, affine: jax.Array) -> jax.Array:
+    scale, offset = (affine[:, i, None, None] for i in range(2))
+    return image.astype(affine.dtype) * scale - offset
+
+  return jax.jit(scaled, out_shardings=meshes.batch_sharding(mesh))
 
 
 def explain(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -105,8 +106,7 @@ class Setup:
     keep = {
       k: v
       for k, v in batch.items()
-      if k.removesuffix("_mask").removesuffix("_valid") in names
-      or k.startswith("label_")
+      if re.sub(r"_(mask|valid|affine)$", "", k) in names or k.startswith("label_")
     }
     return placement.put_batch(keep, self.mesh)
 

@@ -17,20 +17,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-try:
-  import torchvision
-except RuntimeError:
-  # Its wheel on PyPI is built for CUDA. Beside torch for CPU its kernels do not load,
-  # and its import ends where it describes the first of them. open_clip uses none.
-  _KERNELS = torch.library.Library("torchvision", "DEF")
-  for _name in ("nms", "qnms"):
-    _KERNELS.define(f"{_name}(Tensor dets, Tensor scores, float iou) -> Tensor")
-  import torchvision  # noqa: F401
+from benchmarks import turns
+from benchmarks.contenders.vision import torchvision  # noqa: F401  (before open_clip)
 
+# isort: split
 import open_clip
 from open_clip.model import CLIP
-
-from benchmarks import turns
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

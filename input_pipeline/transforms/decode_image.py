@@ -1,26 +1,12 @@
 """Encoded images to RGB pixels, with every unusable one dropped for a stated reason."""
 
 import dataclasses
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from input_pipeline.drop import Drop
+from input_pipeline import images
 from input_pipeline.interfaces import Example
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_ORIENTATION = 0x0112  # the tag of EXIF
-_TURNS = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +17,9 @@ class Transform:
   [h, w, 1 | 2 | 3 | 4]). Transparent pixels show the background, an animation its first
   frame, and a photo stands as its EXIF orientation says. Drops "not an image",
   "truncated image", "broken image", "empty image" and "image too large".
+
+  Not needed where bytes are only cropped or resized: `random_resized_crop` and `resize`
+  decode them, and faster.
 
   Attributes:
     background: RGB under transparent pixels.
@@ -43,11 +32,11 @@ class Transform:
     cache: keeps up to so many decoded images in memory, for small sets seen many times.
   """
 
-  background: tuple[int, int, int] = (255, 255, 255)
+  background: images.Color = images.WHITE
   size: tuple[int, ...] = ()
   min_side: int = 0
-  max_pixels: int = 2**26
-  formats: tuple[str, ...] = FORMATS
+  max_pixels: int = images.MAX_PIXELS
+  formats: tuple[str, ...] = images.FORMATS
   cache: int = 0
   _cached: dict = dataclasses.field(
     init=False, repr=False, compare=False, default_factory=dict
@@ -72,78 +61,16 @@ class Transform:
     return example | {"image": image}
 
   def _decode(self, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim:
-      image = _rgb(_from_array(value), self.background)
-    elif isinstance(value, bytes | bytearray | memoryview | np.bytes_):
-      image = self._open(bytes(value))
-    else:
-      raise Drop("not an image")
-    if self.size and (image.height, image.width) != self.size:
-      height, width = self.size
-      image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.array(image)
-
-  def _open(self, data: bytes) -> Image.Image:
-    # Pillow raises a dozen types on hostile bytes (struct.error, zlib.error, KeyError),
-    # and none of them is a fault of this program: hence the wide net, twice.
-    try:
-      image = Image.open(io.BytesIO(data), formats=self.formats)  # the header only
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-      raise Drop("image too large") from e
-    except Exception as e:
-      raise Drop(_reason(e, "not an image") if data else "empty image") from e
-    if min(image.size) < 1:
-      raise Drop("empty image")
-    if image.size[0] * image.size[1] > self.max_pixels:
-      raise Drop("image too large")
-    try:
-      if self.min_side and image.format == "JPEG":
-        factor = min(image.size) // self.min_side
-        if factor > 1:
-          image.draft("RGB", (image.size[0] // factor, image.size[1] // factor))
-      image.load()
-      return _rgb(_upright(image), self.background)
-    except Drop:
-      raise
-    except Exception as e:
-      raise Drop(_reason(e, "broken image")) from e
-
-
-def _reason(error: Exception, otherwise: str) -> str:
-  truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
-  return "truncated image" if truncated else otherwise
-
-
-def _upright(image: Image.Image) -> Image.Image:
-  """Returns the image turned as its EXIF says; EXIF without sense says nothing."""
-  if "exif" not in image.info:  # TIFF keeps it elsewhere, and Pillow turns it itself
-    return image
-  try:
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-  except Exception:  # hostile bytes, as above; the pixels are fine
-    return image
-  return image if turn is None else image.transpose(turn)
-
-
-def _from_array(value: np.ndarray) -> Image.Image:
-  if value.ndim == 3 and value.shape[-1] == 1:
-    value = value[..., 0]
-  if not (value.ndim == 2 or (value.ndim == 3 and value.shape[-1] in (2, 3, 4))):
-    raise Drop("not an image")
-  if not value.size:
-    raise Drop("empty image")
-  return Image.fromarray(np.ascontiguousarray(value))
-
-
-def _rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-  """Returns the image in RGB, composed over the background."""
-  if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip, not scale
-    levels = np.asarray(image).astype(np.float64) / 257
-    image = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
-  elif image.mode == "F":
-    raise Drop("broken image")  # floats of no known range
-  if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-    image = image.convert("RGBA")
-    canvas = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(canvas, image).convert("RGB")
-  return image if image.mode == "RGB" else image.convert("RGB")
+    picture = images.picture(
+      value,
+      background=self.background,
+      max_pixels=self.max_pixels,
+      formats=self.formats,
+    )
+    scale = min(picture.size) // self.min_side if self.min_side else 1
+    image = picture.pixels(scale)
+    if not self.size or image.shape[:2] == self.size:
+      return image
+    height, width = self.size
+    box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+    return images.resized(image, (height, width), box, "bicubic")

@@ -10,18 +10,39 @@ from input_pipeline.interfaces import Example
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-  """Maps `image` (uint8 or f32 in 0..255) to f32: (image / 255 - mean) / std."""
+  """Maps `image` (uint8 or f32 in 0..255) to f32: (image / 255 - mean) / std.
+
+  Attributes:
+    mean: of the channels, in 0..1.
+    std: of the channels, likewise.
+    device: leaves the image as it is and writes `image_affine` f32[2, 3], the scale and
+      the offset that `sharding.placement.put_batch` applies to it on the device. Bytes
+      are a quarter of what floats are to stack, to copy and to send. Last of what
+      changes the image, and for what `put_batch` takes: training and evaluation.
+  """
 
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  device: bool = False
 
   reads = ("image",)
-  writes = ("image",)
+
+  @property
+  def writes(self) -> tuple[str, ...]:
+    """Returns the keys of the image and, for the device, of what is left to do."""
+    return ("image", *self.kept)
+
+  @property
+  def kept(self) -> tuple[str, ...]:
+    """Returns the key that is to be in the batch beside the image."""
+    return ("image_affine",) if self.device else ()
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example with `image` f32[h, w, 3]."""
+    """Returns the example with `image` f32[h, w, 3], or what the device needs."""
     image = example["image"]
     height, width = image.shape[:2]
+    if self.device:
+      return example | {"image_affine": np.stack(_rows(self.mean, self.std, 1))}
     scale, offset = _rows(self.mean, self.std, width)
     flat = np.multiply(image.reshape(height, width * 3), scale, dtype=np.float32)
     flat -= offset

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from input_pipeline import images
+from input_pipeline.images import Box
 from input_pipeline.interfaces import Example
 
-Box = tuple[float, float, float, float]
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TURNED = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def model_size(config: Any) -> dict[str, Any]:
@@ -22,7 +23,11 @@ def model_size(config: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-  """Crops a random box of `image` uint8[h, w, 3] and resizes it, with antialiasing.
+  """Writes `image` uint8[*size, 3]: a random box, resized with antialiasing.
+
+  Reads what `decode_image` does, and drops the same. A JPEG's box is drawn before it is
+  decoded: at a half, a quarter or an eighth of its size where the box is larger than
+  `size` by that factor.
 
   Attributes:
     size: (height, width); taken from config.model.modalities.image.size.
@@ -31,7 +36,7 @@ class Transform:
     ratio: least and most width / height of the box, over that of the image; the
       logarithm is uniform.
     rotate: at most so many degrees either way, before the crop.
-    fill: RGB of what lies outside the image.
+    fill: RGB of what lies outside the image, and under transparent pixels.
     filter: "bilinear" | "bicubic".
   """
 
@@ -39,10 +44,10 @@ class Transform:
   scale: tuple[float, float] = (0.5, 1.0)
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   rotate: float = 0.0
-  fill: tuple[int, int, int] = (255, 255, 255)
+  fill: images.Color = images.WHITE
   filter: str = "bilinear"
 
-  reads = ("image",)
+  reads = ("image_bytes|image",)
   writes = ("image",)
 
   @classmethod
@@ -57,24 +62,23 @@ class Transform:
         raise ValueError(
           f"random_resized_crop: {name} = {(low, high)}; 0 < low <= high"
         )
-    if self.filter not in FILTERS:
-      raise ValueError(f"filter {self.filter!r} is none of {sorted(FILTERS)}")
+    if self.filter not in images.FILTERS:
+      raise ValueError(f"filter {self.filter!r} is none of {sorted(images.FILTERS)}")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example with `image` uint8[*size, 3]."""
-    image = Image.fromarray(example["image"])
+    """Returns the example with `image` uint8[*size, 3]; no bytes are left in it."""
+    example, picture = images.taken(example, background=self.fill)
     angle, *draws = rng.random(5)
-    box = self._box(image.size, draws)
+    pixels, box = picture.region(self._box(picture.size, draws), self.size)
     degrees = (2 * angle - 1) * self.rotate
     if self.rotate and not self._shrinks(box):
-      resized = self._turned(image, box, math.radians(degrees))
-    else:
-      if self.rotate:
-        image = image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=self.fill)
-      image, box = _padded(image, box, self.fill)
-      size = self.size[::-1]
-      resized = image.resize(size, FILTERS[self.filter], box=box, reducing_gap=2.0)
-    return example | {"image": np.asarray(resized)}
+      turned = self._turned(Image.fromarray(pixels), box, math.radians(degrees))
+      return example | {"image": np.asarray(turned)}
+    if self.rotate:
+      bilinear, image = Image.Resampling.BILINEAR, Image.fromarray(pixels)
+      pixels = np.asarray(image.rotate(degrees, bilinear, fillcolor=self.fill))
+    pixels, box = _padded(pixels, box, self.fill)
+    return example | {"image": images.resized(pixels, self.size, box, self.filter)}
 
   def _box(self, size: tuple[int, int], draws: list[float]) -> Box:
     """Returns (left, top, right, bottom) of the crop, in pixels."""
@@ -112,21 +116,22 @@ class Transform:
       (width, height),
       Image.Transform.AFFINE,
       matrix,
-      FILTERS[self.filter],
+      _TURNED[self.filter],
       fillcolor=self.fill,
     )
 
 
 def _padded(
-  image: Image.Image, box: Box, fill: tuple[int, ...]
-) -> tuple[Image.Image, Box]:
+  image: np.ndarray, box: Box, fill: tuple[int, ...]
+) -> tuple[np.ndarray, Box]:
   """Returns a canvas that holds the whole box, and the box's place on it."""
-  width, height = image.size
+  height, width, _ = image.shape
   if min(box) >= 0 and box[2] <= width and box[3] <= height:
     return image, box
   left, top = math.ceil(max(-box[0], 0)), math.ceil(max(-box[1], 0))
   right = math.ceil(max(box[2] - width, 0))
   bottom = math.ceil(max(box[3] - height, 0))
-  canvas = Image.new("RGB", (left + width + right, top + height + bottom), fill)
-  canvas.paste(image, (left, top))
+  canvas = np.empty((top + height + bottom, left + width + right, 3), np.uint8)
+  canvas[:] = np.asarray(fill, np.uint8)
+  canvas[top : top + height, left : left + width] = image
   return canvas, (box[0] + left, box[1] + top, box[2] + left, box[3] + top)

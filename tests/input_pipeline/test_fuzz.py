@@ -18,7 +18,13 @@ import pytest
 from input_pipeline import tar_index
 from input_pipeline.drop import Drop
 from input_pipeline.sources import image_folder, jsonl, webdataset
-from input_pipeline.transforms import decode_image, resize, sample_caption, tokenize
+from input_pipeline.transforms import (
+  decode_image,
+  random_resized_crop,
+  resize,
+  sample_caption,
+  tokenize,
+)
 from tests.input_pipeline.test_webdataset import tar
 
 # Pillow warns of odd files that it reads all the same; in training it only says so.
@@ -143,6 +149,8 @@ def fuzz_images(count):
   decoders = [
     decode_image.Transform(max_pixels=2**20),
     decode_image.Transform(max_pixels=2**20, min_side=4, size=(8, 8)),
+    random_resized_crop.Transform(size=(5, 4), scale=(0.1, 1.5), rotate=10.0),
+    resize.Transform(size=(4, 4), crop=0.9),
   ]
   small = resize.Transform(size=(8, 8))
   for i, data in enumerate(seeds):
@@ -152,7 +160,7 @@ def fuzz_images(count):
       if seed % 3 == 0:
         bad = checksums_repaired(bad)
 
-      def decode(bad=bad, decoder=decoders[seed % 2], rng=rng):
+      def decode(bad=bad, decoder=decoders[seed % 4], rng=rng):
         example = decoder({"image_bytes": bad}, rng)
         assert example["image"].dtype == np.uint8
         image = small(example, rng)["image"]

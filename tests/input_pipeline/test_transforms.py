@@ -221,6 +221,7 @@ class TestPixels:
     np.testing.assert_array_equal(
       always({"image": NOISE}, rng())["image"], NOISE[:, ::-1]
     )
+    assert always({"image": NOISE}, rng())["image"].flags.c_contiguous
     assert never({"image": NOISE}, rng())["image"] is NOISE
 
   def test_color_of_strength_zero_changes_nothing(self):

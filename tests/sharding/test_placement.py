@@ -112,6 +112,18 @@ def test_batches_land_split_and_whole():
       np.testing.assert_array_equal(shard.data, array[shard.index])
 
 
+def test_bytes_become_floats_where_they_are():
+  mesh = meshes.make({"data": 2, "fsdp": 2, "tensor": 2})
+  image = np.random.default_rng(0).integers(0, 256, (8, 5, 4, 3), np.uint8)
+  affine = np.random.default_rng(1).uniform(0.5, 2, (8, 2, 3)).astype(np.float32)
+  host = {"image": image, "image_affine": affine, "id": np.arange(8, dtype=np.int32)}
+  batch = placement.put_batch(host, mesh)
+  assert set(batch) == {"image", "id"} and batch["image"].dtype == jnp.float32
+  assert batch["image"].sharding == meshes.batch_sharding(mesh)
+  scale, offset = affine[:, 0, None, None], affine[:, 1, None, None]
+  np.testing.assert_allclose(batch["image"], image * scale - offset, atol=1e-4)
+
+
 @pytest.mark.parametrize(
   ("batch", "message"),
   [
