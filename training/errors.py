@@ -6,6 +6,7 @@ status 2. What is raised inside the steps, or is a bug by its type, keeps its tr
 
 from collections.abc import Iterator
 import contextlib
+import os
 import sys
 
 from absl import flags
@@ -70,7 +71,7 @@ def shown(debug: bool = False) -> Iterator[None]:
     if debug:
       raise
     print("interrupted", file=sys.stderr, flush=True)
-    sys.exit(INTERRUPTED)
+    os._exit(INTERRUPTED)  # at once: sys.exit waits for the thread of a save
   except Explained as e:
     if debug:
       raise
