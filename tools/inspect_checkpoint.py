@@ -145,12 +145,13 @@ def overview(checkpoint: Checkpoint, files: str) -> list[tuple[str, str]]:
 
 def groups(leaves: Mapping[str, Any], each: bool = False) -> list[tuple[str, ...]]:
   """Returns a table: part, arrays, elements, bytes; or every array with its shape."""
+  table: list[tuple[str, ...]]
   if each:
-    head = ("array", "shape", "dtype", "bytes")
-    return [head] + [
-      (path, str(tuple(x.shape)), str(np.dtype(x.dtype)), f"{_bytes(x):,}")
-      for path, x in leaves.items()
-    ]
+    table = [("array", "shape", "dtype", "bytes")]
+    for path, x in leaves.items():
+      shape, dtype = str(tuple(x.shape)), str(np.dtype(x.dtype))
+      table.append((path, shape, dtype, f"{_bytes(x):,}"))
+    return table
   parts: dict[str, list[Any]] = {}
   for path, leaf in leaves.items():
     keys = path.split("/")
@@ -201,8 +202,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--diff", help="another one, to compare with")
   parser.add_argument("--fast", action="store_true", help="do not check the files")
   args = parser.parse_args(argv)
-  jax.config.update("jax_platforms", "cpu")  # leave the accelerator to who trains on it
-  logging.set_verbosity(logging.FATAL)  # Orbax warns of what is told here
   try:
     checkpoint = read(args.where)
     other = read(args.diff, "--diff") if args.diff else None
@@ -233,7 +232,8 @@ def _summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
   flat = flatten(config)
 
   def some(*keys: str) -> str:
-    return ", ".join(f"{k.split('/')[-1]} {flat[k]}" for k in keys if k in flat)
+    named = ((k.removesuffix("/name").split("/")[-1], k) for k in keys)
+    return ", ".join(f"{name} {flat[k]}" for name, k in named if k in flat)
 
   modalities = ", ".join(config.get("model", {}).get("modalities", {}))
   return [
@@ -280,4 +280,6 @@ def _columns(table: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
+  jax.config.update("jax_platforms", "cpu")  # leave the accelerator to who trains on it
+  logging.set_verbosity(logging.FATAL)  # Orbax warns of what is told here
   sys.exit(main())
