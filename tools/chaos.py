@@ -15,7 +15,7 @@ of all steps. Counts how much work was done twice. Exit status 1: they are not e
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 import json
 import os
@@ -131,6 +131,32 @@ def summary(lives: Sequence[Life], whole: Life, total: int) -> dict[str, Any]:
     "seconds_to_first_step": round(
       float(np.median([x.to_first_step for x in lives if x.to_first_step])), 1
     ),
+  }
+
+
+WHAT = {
+  "kill": "kill -9, started again each time; {in_a_save} with a save under way, "
+  "{before_a_step} before a step was taken",
+  "sigterm": "SIGTERM, started again each time; each life saved and exited with 0",
+  "corrupt": "kill -9, then bits of the newest checkpoint flipped, or a file of it cut "
+  "or deleted: {damaged} times; the run found {went_back} and went on from the step "
+  "before",
+  "full": "no room on the disk for a while; {saves_failed} saves failed, in words",
+}
+
+
+def row(result: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the row of docs/reliability.md for what `main` wrote."""
+  r = dict(result)
+  kind = "equal bit for bit to" if r["equal"] else "NOT equal to"
+  return {
+    "what": WHAT[r["mode"]].format(**r | {"damaged": len(r["damage"])}),
+    "times": r["disturbances"],
+    "outcome": f"{r['arrays']} arrays of the last state, the place in the data and the "
+    f"losses of {r['losses']} steps are {kind} those of a run left alone: no example "
+    f"lost; {r['steps_redone']} steps done twice, at most {r['steps_redone_at_most']} "
+    f"a time, with a checkpoint every {r['checkpoint_every']} of {r['steps']}; "
+    f"{r['seconds_redone']} s of {r['seconds_all_lives']:.0f} s",
   }
 
 

@@ -18,6 +18,7 @@ from training import parameters
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 POLL = 0.002  # seconds
+SAVE = 0.3  # seconds, within which a kill is to hit a save
 PATIENCE = 900  # seconds without a new step, after which something hangs
 TEMPORARY = "*.orbax-checkpoint-tmp"
 
@@ -99,7 +100,7 @@ class Runner:
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     self._environment = defaults | os.environ
-    self._save_seconds = 0.2  # of one save, as seen last
+    self._damaged: tuple[int, int] | None = None
 
   def live(self, plan: Plan | None) -> Life:
     """Runs one process to its end, which the plan brings about.
@@ -138,9 +139,11 @@ class Runner:
   def damage(self, rng: np.random.Generator) -> str:
     """Damages the newest checkpoint, if there is a whole one before it; says how."""
     steps = parameters.steps_in(self.checkpoints)
-    if len(steps) < 2:
+    folder = pathlib.Path(steps[max(steps)]) if steps else None
+    # One that no process has met yet is damage enough.
+    if folder is None or len(steps) < 2 or self._damaged == _identity(folder):
       return ""
-    folder = pathlib.Path(steps[max(steps)])
+    self._damaged = _identity(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != folder)
     sizes = np.array([p.stat().st_size for p in files], float)
     # Half of the time by size, as bits rot; else any file.
@@ -174,7 +177,7 @@ class Runner:
     if plan.saving:
       if not watch.until(lambda: any(self.checkpoints.glob(TEMPORARY))):
         return False
-      span = self._save_seconds
+      span = SAVE
     time.sleep(plan.fraction * span)
     return watch.running()
 
@@ -255,6 +258,12 @@ class _Watch:
         self.step, self.last = step, time.monotonic()
         self.first = self.first or self.last
     return self.step
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+  """Returns what tells a folder from a later one of its name."""
+  status = folder.stat()
+  return status.st_dev, status.st_ino
 
 
 def last_step(path: pathlib.Path) -> int:

@@ -2,8 +2,8 @@
 
 Orbax moves a finished step into place, so that a killed save is never taken for a step.
 What happens to files afterwards, or beneath, it does not see: bits that flip, files cut
-short when the power fails, a deletion that was killed half-way. TensorStore's checksums
-cover its indices but not the arrays (docs/reliability.md has the counts).
+short when the power fails, a deletion that was killed half-way. TensorStore restores
+arrays with flipped bits without a word (docs/reliability.md has the counts).
 
 The digests are written before the step is moved into place, so every step has them.
 They cost reading it once, in the background, when it is saved, and once more when it is

@@ -289,7 +289,7 @@ def report(found):
     )
     rows.append(
       {
-        "what": f"{kind}: damaged files and lines given to the decoders and sources",
+        "what": f"damaged {kind} given to the decoders and sources",
         "times": counts.total(),
         "outcome": f"{counts['example']:,} were still examples, {dropped:,} dropped: "
         f"{reasons}; nothing else was raised and none took {SECONDS} s",
