@@ -129,8 +129,16 @@ class Checkpointer:
   def _write_digests(self) -> None:
     """Called by Orbax on host 0, when all is written and before it is moved."""
     for temporary in ocp.path.step.all_temporary_paths(self.directory):
-      if str(temporary.get_final()) == self.path(self._saving or 0):
+      if self._saving is not None and temporary.get_final().name == self._name():
         integrity.write(temporary.get())
+        return
+    raise RuntimeError(
+      f"no unfinished {self._name()} in {self.directory} to make digests of: do "
+      "without, by config.checkpoint.digests = False"
+    )
+
+  def _name(self) -> str:
+    return f"step_{self._saving or 0:08d}"
 
   def latest_step(self) -> int | None:
     """Returns the newest step, or None."""
