@@ -63,7 +63,8 @@ def shown(debug: bool = False) -> Iterator[None]:
   """Ends the process with the message of an Explained; `debug` shows its traceback.
 
   Of an interrupt as well: what it meets here is the preparation, where nothing is saved
-  because nothing was trained; the loop answers it between steps.
+  because nothing was trained, or a loop that was asked twice; the first time it answers
+  between steps.
   """
   try:
     yield
