@@ -191,9 +191,13 @@ def get_config(arg: str = "") -> ConfigDict:
   c.log_every = 10  # steps
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 500  # steps
-  c.checkpoint.keep = 2  # latest
+  c.checkpoint.keep = 2  # latest; with 1, there is none to go back to
+  c.checkpoint.keep_every = 0  # steps; these are never deleted; a multiple of `every`
   c.checkpoint.best = ""  # metric that picks the best one, e.g. "retrieval/i2t_r10"
   c.checkpoint.mode = "max"  # "max" | "min"
+  c.checkpoint.digests = True  # of files, checked on resume; each reads a step once
+  c.checkpoint.retries = 2  # saves in a row that may fail; one more stops the run
   c.init_from = ""  # a checkpoint's directory to start from; matched by path and shape
+  c.init_only = ()  # regexes on parameter paths to take from it; (): all that match
   c.frozen_from = ""  # the same, for a frozen teacher alone; "": the first parameters
   return c

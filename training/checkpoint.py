@@ -1,7 +1,10 @@
 """Orbax checkpoints of a run: state and data iterator together, best and latest."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
+import logging as std_logging
+import math
 import os
 from typing import Any
 
@@ -11,17 +14,22 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-SHOWN = 8  # differing parameters named in an error message
+from training import errors, integrity
+
+# Part of this module's interface.
+from training.parameters import init_from as init_from
+from training.parameters import read_params as read_params
+from training.parameters import step_folder as step_folder
+from training.parameters import steps_in as steps_in
+from training.parameters import write_params as write_params
+from training.trees import SHOWN as SHOWN
+from training.trees import differences as differences
+from training.trees import flatten as flatten
+from training.trees import nest as nest
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-  """Returns {"a/b/c": leaf} of a tree of dicts, tuples and dataclasses."""
-
-  def name(path):
-    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-    return "/".join(str(k) for k in keys)
-
-  return {name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+class SaveFailed(errors.Explained):
+  """Checkpoints cannot be written; says why and what the newest one is."""
 
 
 def check_workdir(workdir: str) -> None:
@@ -34,34 +42,13 @@ def check_workdir(workdir: str) -> None:
   probe = path / f".write_test_{os.getpid()}"
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe.write_text("")
+    probe.write_bytes(bytes(1 << 16))  # a full disk has room for empty files
     probe.unlink()
   except OSError as e:
     raise type(e)(
       f"workdir {workdir!r} is not writable ({e.strerror or e}). "
       "Give another --workdir or mend its permissions."
     ) from e
-
-
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-  """Returns one line per leaf that a checkpoint and the model do not share.
-
-  Args:
-    saved: path -> something with a shape, as the checkpoint holds it.
-    wanted: path -> something with a shape, as the config builds it.
-  """
-  lines = []
-  for path in sorted({*saved, *wanted}):
-    if path not in saved:
-      lines.append(f"  {path}: {_shape(wanted[path])} in the model, not in the file")
-    elif path not in wanted:
-      lines.append(f"  {path}: {_shape(saved[path])} in the file, not in the model")
-    elif _shape(saved[path]) != _shape(wanted[path]):
-      lines.append(
-        f"  {path}: {_shape(saved[path])} in the file, "
-        f"{_shape(wanted[path])} in the model"
-      )
-  return lines
 
 
 def _clear_interrupted(directory: epath.Path) -> None:
@@ -73,10 +60,6 @@ def _clear_interrupted(directory: epath.Path) -> None:
   if directory.exists():
     for interrupted in ocp.path.step.all_temporary_paths(directory):
       interrupted.get().rmtree()
-
-
-def _shape(leaf) -> tuple[int, ...]:
-  return tuple(getattr(leaf, "shape", ()) or ())
 
 
 def _fields(state) -> dict[str, Any]:
@@ -91,25 +74,41 @@ def _fields(state) -> dict[str, Any]:
 class Checkpointer:
   """Saves and restores (state, data iterator) of one workdir, asynchronously.
 
-  Keeps the latest `config.keep` steps and the one with the best `config.best` metric.
+  Keeps the latest `config.keep` steps, the one with the best `config.best` metric, and
+  every multiple of `config.keep_every` for good. Files are digested when saved and
+  checked when resumed from: a damaged step is set aside for the one before it. A save
+  that fails is told of and tried again at the next step that is due.
   """
 
-  def __init__(self, workdir: str, config):
+  def __init__(
+    self, workdir: str, config, say: Callable[[str], None] = logging.warning
+  ):
+    """Finds the newest whole step, and removes what interrupted saves left.
+
+    Args:
+      workdir: of the run.
+      config: config.checkpoint.
+      say: what tells the user.
+
+    Raises:
+      ValueError: settings that do not fit each other, or only damaged steps.
+    """
     self.directory = epath.Path(workdir).absolute() / "checkpoints"
-    policies: list[Any] = [checkpoint_managers.LatestN(n=config.keep)]
-    if config.best:
-      policies.append(
-        checkpoint_managers.BestN(
-          get_metric_fn=lambda metrics: metrics[config.best],
-          reverse=config.mode == "min",
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
-    self._best = config.best
+    self._config, self._say = config, say
+    self._saving: int | None = None  # the step whose save was not yet seen to end
+    self._failures = 0  # saves in a row
+    self._policy = _preservation(config)
+    std_logging.getLogger("absl").addFilter(_is_ours)
     if jax.process_index() == 0:
       _clear_interrupted(self.directory)
-    self._manager = ocp.CheckpointManager(
+    integrity.set_aside(steps_in(self.directory), say)
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    best, written = self._config.best, self._config.digests
+    # Without best_fn the metrics would not be written, for the next process to know.
+    tracked = dict(best_fn=_metric(self._config), best_mode=self._config.mode)
+    return ocp.CheckpointManager(
       self.directory,
       # Named here, a new process can read the metadata before it restores anything.
       item_handlers={
@@ -117,14 +116,32 @@ class Checkpointer:
         "data": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        preservation_policy=self._policy,
         step_prefix="step",
         step_format_fixed_length=8,
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._write_digests if written else None
+        ),
+        **tracked if best else {},
       ),
     )
 
+  def _write_digests(self) -> None:
+    """Called by Orbax on host 0, when all is written and before it is moved."""
+    for temporary in ocp.path.step.all_temporary_paths(self.directory):
+      if self._saving is not None and temporary.get_final().name == self._name():
+        integrity.write(temporary.get())
+        return
+    raise RuntimeError(
+      f"no unfinished {self._name()} in {self.directory} to make digests of: do "
+      "without, by config.checkpoint.digests = False"
+    )
+
+  def _name(self) -> str:
+    return f"step_{self._saving or 0:08d}"
+
   def latest_step(self) -> int | None:
-    """Returns the newest complete step, or None."""
+    """Returns the newest step, or None."""
     return self._manager.latest_step()
 
   def path(self, step: int) -> str:
@@ -139,19 +156,81 @@ class Checkpointer:
       state: TrainState.
       data: the loader's state; JSON values.
       metrics: flat name -> float of this step's evaluation, or None.
+
+    Raises:
+      SaveFailed: more saves in a row failed than `config.retries`.
     """
-    if metrics is not None and self._best and self._best not in metrics:
+    best = self._config.best
+    if metrics is not None and best and best not in metrics:
       raise ValueError(
-        f"config.checkpoint.best = {self._best!r} is not among the evaluators' "
+        f"config.checkpoint.best = {best!r} is not among the evaluators' "
         f"metrics: {', '.join(sorted(metrics))}"
       )
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_fields(state)), data=ocp.args.JsonSave(dict(data))
-      ),
-      metrics=dict(metrics) if metrics else None,
-      force=True,
+    self._settle()
+    self._saving = step
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_fields(state)),
+          data=ocp.args.JsonSave(dict(data)),
+        ),
+        metrics=dict(metrics or {}) if best else None,
+        custom_metadata=integrity.MARK if self._config.digests else None,
+        force=True,
+      )
+    except Exception as e:  # whatever it is, the parameters in memory are good
+      self._failed(e)
+
+  def look(self) -> None:
+    """Tells of a save that failed meanwhile; returns at once.
+
+    Raises:
+      SaveFailed: as in `save`.
+    """
+    # Several hosts look when they save, all at the same step.
+    alone = jax.process_count() == 1
+    if alone and self._saving is not None and not self._manager.is_saving_in_progress():
+      self._settle()
+
+  def _settle(self) -> None:
+    """Waits for the running save and learns how it ended."""
+    if self._saving is None:
+      return
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:
+      self._failed(e)
+    else:
+      self._saving, self._failures = None, 0
+
+  def _failed(self, error: Exception) -> None:
+    step, self._saving = self._saving, None
+    self._failures += 1
+    with contextlib.suppress(Exception):  # the same error, perhaps
+      self._manager.close()
+    if jax.process_index() == 0:
+      _clear_interrupted(self.directory)  # the next attempt needs the room
+    # A new manager: the old one keeps the error, and has forgotten the steps that it
+    # was to delete.
+    self._manager = self._open()
+    text = f"the checkpoint of step {step} was not saved: {_reason(error)}.\n"
+    if self._failures > self._config.retries:
+      raise SaveFailed(text + self._way_out()) from error
+    self._say(
+      f"{text}Training goes on, and the next save tries again; {self._config.retries} "
+      f"may fail in a row (config.checkpoint.retries). {self._newest()}"
+    )
+
+  def _newest(self) -> str:
+    last = self.latest_step()
+    return f"The newest checkpoint: {'none' if last is None else self.path(last)}."
+
+  def _way_out(self) -> str:
+    return (
+      f"{self._newest()} Make room or mend the disk, then run the same command again: "
+      "it resumes from there. Beside a checkpoint that is being written there are "
+      f"config.checkpoint.keep = {self._config.keep} older ones."
     )
 
   def restore(self, abstract_state, step: int | None = None):
@@ -165,7 +244,7 @@ class Checkpointer:
       FileNotFoundError: there is no checkpoint.
       ValueError: the checkpoint is of another model; names what differs.
     """
-    self.wait()
+    self._settle()
     step = self.latest_step() if step is None else step
     if step is None:
       raise FileNotFoundError(f"no checkpoint in {self.directory}")
@@ -197,142 +276,77 @@ class Checkpointer:
       )
 
   def wait(self) -> None:
-    """Blocks until the running save is complete."""
-    self._manager.wait_until_finished()
+    """Blocks until the running save is complete.
+
+    Raises:
+      SaveFailed: it, or the one before it, failed: nothing follows that tries again.
+    """
+    self._settle()
+    if self._failures:
+      raise SaveFailed(f"the last checkpoint was not saved. {self._way_out()}")
 
   def close(self) -> None:
     """Waits for the running save and frees the manager."""
-    self._manager.close()
+    try:
+      self._settle()
+    except SaveFailed as e:  # what ends the run is not to be hidden by this
+      self._say(str(e))
+    with contextlib.suppress(Exception):  # told of already
+      self._manager.close()
 
 
-def init_from(path: str, params, shardings, asked_by: str = "config.init_from"):
-  """Returns `params` with every array replaced that a checkpoint holds in equal shape.
-
-  Args:
-    path: a workdir, its checkpoints folder, or one step's folder.
-    params: the tree to fill.
-    shardings: its shardings.
-    asked_by: the key that names it, for the error message.
-
-  Returns:
-    (params, report): the filled tree and lines saying what was kept from the start.
-
-  Raises:
-    FileNotFoundError: no checkpoint there.
-    ValueError: not one array matches.
-  """
-  folder = step_folder(path, asked_by)
-  with ocp.PyTreeCheckpointer() as reader:
-    saved = _saved(reader, folder)
-    wanted, placed = flatten(params), flatten(shardings)
-    match = {k for k, v in wanted.items() if k in saved and _shape(saved[k]) == v.shape}
-    if not match:
-      lines = "\n".join(differences(saved, wanted)[:SHOWN])
-      raise ValueError(
-        f"{asked_by}: none of the {len(saved)} parameters in {folder} has the "
-        f"path and shape of one of the model's {len(wanted)}, e.g.\n{lines}\n"
-        "Set config.model as the config.json of that run has it."
-      )
-    item = {
-      k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=placed[k])
-      for k, v in wanted.items()
-      if k in match
-    }
-    values = flatten(_read(reader, folder, item))
-  report = differences(saved, wanted)
-  for line in report:
-    logging.info("%s: %s", asked_by, line.strip())
-  leaves = {k: values.get(k, v) for k, v in wanted.items()}
-  return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values())), report
+def _reason(error: Exception) -> str:
+  """Returns an error's first line without the middle of a long one."""
+  line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+  line = line.partition(" [source locations=")[0]
+  return line if len(line) < 300 else f"{line[:80]} ... {line[-200:]}"
 
 
-def read_params(path: str, asked_by: str) -> dict[str, Any]:
-  """Returns all parameters of a checkpoint, {"towers": ..., ...}, on the first device.
+def _is_ours(record: std_logging.LogRecord) -> bool:
+  """Drops the tracebacks that Orbax's threads print of an error which it raises too."""
+  return not (record.exc_info and "/orbax/" in record.pathname)
 
-  Args:
-    path: as of `init_from`.
-    asked_by: the flag that names it, for the error message.
+
+def _preservation(config) -> checkpoint_managers.PreservationPolicy:
+  """Returns what is kept.
 
   Raises:
-    FileNotFoundError: no checkpoint there.
+    ValueError: settings of config.checkpoint that do not fit each other.
   """
-  folder = step_folder(path, asked_by)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with ocp.PyTreeCheckpointer() as reader:
-    item = {
-      k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=here)
-      for k, v in _saved(reader, folder).items()
-    }
-    return _read(reader, folder, item)
-
-
-def write_params(path: str, params) -> None:
-  """Writes parameters alone, as a step's folder that `init_from` reads.
-
-  Raises:
-    FileExistsError: there is a checkpoint already.
-  """
-  folder = epath.Path(path).absolute()
-  if (folder / "state").exists():
-    raise FileExistsError(f"{folder} holds a checkpoint already: name another folder")
-  folder.mkdir(parents=True, exist_ok=True)
-  with ocp.PyTreeCheckpointer() as writer:
-    writer.save(folder / "state", {"params": params})
-
-
-def _saved(reader: ocp.PyTreeCheckpointer, folder) -> dict[str, Any]:
-  """Returns path -> shape and dtype of every parameter of a step."""
-  tree = reader.metadata(folder / "state").item_metadata
-  return flatten(getattr(tree, "tree", tree)["params"])
-
-
-def _read(reader: ocp.PyTreeCheckpointer, folder, item) -> dict[str, Any]:
-  """Returns the parameters that `item` asks for: path -> shape, dtype and sharding."""
-  nested = {"params": nest(item)}
-  restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
-  args = ocp.args.PyTreeRestore(
-    item=nested, restore_args=restore_args, partial_restore=True
-  )
-  return reader.restore(folder / "state", args=args)["params"]
-
-
-def step_folder(where: str, asked_by: str = "config.init_from"):
-  """Returns the folder of a step: itself, or the newest in a workdir.
-
-  Args:
-    where: a workdir, its checkpoints folder, or one step's folder.
-    asked_by: the key or flag that names it, for the error message.
-
-  Raises:
-    FileNotFoundError: no checkpoint there.
-  """
-  path = epath.Path(where).absolute()
-  if (path / "state").exists():
-    return path
-  if (path / "checkpoints").exists():
-    path = path / "checkpoints"
-  steps = sorted(p for p in path.glob("step_*") if p.name[5:].isdigit())
-  if not steps:
-    raise FileNotFoundError(
-      f"{asked_by}: no checkpoint in {path}; expected the --workdir of a run, "
-      "its checkpoints folder or the folder of one step"
+  keep, each, every = config.keep, config.keep_every, config.every
+  if keep < 1:
+    raise ValueError(
+      f"config.checkpoint.keep = {keep} would delete every checkpoint: at least 1"
     )
-  return steps[-1]
+  policies: list[Any] = [checkpoint_managers.LatestN(n=keep)]
+  if each:
+    if not every or each % every:
+      raise ValueError(
+        f"config.checkpoint.keep_every = {each} is not a multiple of "
+        f"config.checkpoint.every = {every}: those steps are not saved"
+      )
+    policies.append(checkpoint_managers.EveryNSteps(each))
+  if config.best:
+    policies.append(
+      checkpoint_managers.BestN(
+        get_metric_fn=_metric(config),
+        reverse=config.mode == "min",
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
+    )
+  return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the tree of dicts of {"a/b/c": leaf}: the inverse of `flatten`."""
-  out: dict[str, Any] = {}
-  for path, value in flat.items():
-    *folders, last = path.split("/")
-    node = out
-    for f in folders:
-      node = node.setdefault(f, {})
-    node[last] = value
-  return out
+def _metric(config) -> Callable[[Mapping[str, float]], float]:
+  """Returns metrics -> how good a step is; one that was not evaluated is no good."""
+  worst = math.inf if config.mode == "min" else -math.inf
+  return lambda metrics: metrics.get(config.best, worst)
 
 
 def save_config(workdir: str, config) -> None:
   """Writes config.json, from which tools rebuild the run."""
-  text = config.to_json(indent=1, sort_keys=True)
-  (epath.Path(workdir) / "config.json").write_text(text)
+  path = epath.Path(workdir) / "config.json"
+  new = path.parent / f"{path.name}.new"  # a full disk must not cost the old one
+  new.write_text(config.to_json(indent=1, sort_keys=True))
+  new.replace(path)

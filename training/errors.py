@@ -6,6 +6,7 @@ status 2. What is raised inside the steps, or is a bug by its type, keeps its tr
 
 from collections.abc import Iterator
 import contextlib
+import os
 import sys
 
 from absl import flags
@@ -62,7 +63,8 @@ def shown(debug: bool = False) -> Iterator[None]:
   """Ends the process with the message of an Explained; `debug` shows its traceback.
 
   Of an interrupt as well: what it meets here is the preparation, where nothing is saved
-  because nothing was trained; the loop answers it between steps.
+  because nothing was trained, or a loop that was asked twice; the first time it answers
+  between steps.
   """
   try:
     yield
@@ -70,7 +72,7 @@ def shown(debug: bool = False) -> Iterator[None]:
     if debug:
       raise
     print("interrupted", file=sys.stderr, flush=True)
-    sys.exit(INTERRUPTED)
+    os._exit(INTERRUPTED)  # at once: sys.exit waits for the thread of a save
   except Explained as e:
     if debug:
       raise

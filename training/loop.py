@@ -8,6 +8,7 @@ import math
 import signal
 import sys
 import time
+from typing import Any
 
 from absl import logging
 import jax
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from input_pipeline import examples, pipeline, tokenizer
 from sharding import placement
-from training import checkpoint, environment, errors, evaluation
+from training import checkpoint, environment, errors, evaluation, parameters
 from training import metrics as metrics_lib
 from training import setup as setup_lib
 
@@ -104,7 +105,7 @@ class Run:
         self.config, process_index=index, process_count=count
       )
       undo.callback(self.loader.close)
-      self.checkpointer = checkpoint.Checkpointer(workdir, self.config.checkpoint)
+      self.checkpointer = checkpoint.Checkpointer(workdir, self.config.checkpoint, say)
       undo.callback(self.checkpointer.close)
       self.state = self._first_state()
       self.step = int(self.state.step)
@@ -123,7 +124,8 @@ class Run:
       self.say("initialising the parameters ...")
       state = self.setup.init_state()
       if self.config.init_from:
-        state = state.starting_from(self._taken("init_from", state.params))
+        only = tuple(self.config.init_only)
+        state = state.starting_from(self._taken("init_from", state.params, only))
       if self.config.frozen_from:
         frozen = self._taken("frozen_from", state.frozen)
         state = dataclasses.replace(state, frozen=frozen)
@@ -134,12 +136,15 @@ class Run:
     self.say(f"resuming from step {int(state.step)} of {self.config.total_steps}")
     return state
 
-  def _taken(self, key: str, params):
+  def _taken(self, key: str, params, only: tuple[str, ...] = ()):
     """Returns `params` with what the checkpoint has that config.<key> names."""
     shardings = jax.tree.map(lambda x: x.sharding, params)
     source = self.config[key]
-    taken, report = checkpoint.init_from(source, params, shardings, f"config.{key}")
-    self.say(f"took parameters from {source}; not taken or absent:")
+    where = f"config.{key}"
+    taken, report = parameters.init_from(source, params, shardings, where, only)
+    self.say(f"took from {source}:")
+    self.say("\n".join(parameters.taken(params, taken)))
+    self.say(f"{where}: not taken or absent" + (f", of {only}:" if only else ":"))
     self.say("\n".join(report) or "  none")
     return taken
 
@@ -160,15 +165,18 @@ class Run:
 
   def train(self, stop: Stop) -> int:
     """Runs the remaining steps; returns the exit status."""
+    parts: list[Any] = [self.loader, self.writer, self.checkpointer]
     try:
       if self.step < self.config.total_steps:
         return self._steps(stop)
       self.say(f"already at step {self.step}: nothing to train")
       return 0
+    except KeyboardInterrupt:  # a second signal: a save that runs is not waited for
+      parts.pop()
+      raise
     finally:
-      self.loader.close()
-      self.writer.close()
-      self.checkpointer.close()
+      for part in parts:
+        part.close()
 
   def _steps(self, stop: Stop) -> int:
     total = self.config.total_steps
@@ -195,10 +203,9 @@ class Run:
         bar.update()
         if self.step % self.config.log_every == 0 or self.step == total:
           self._log(flops, bar)
-        stopping = stop.agreed(self.step, self.config.log_every)
-        self._after_step(total, stopping, bar)
-        if stopping:
+        if self._after_step(total, stop, bar):
           return self._stopped(stop)
+    self.checkpointer.wait()
     return 0
 
   def _compile(self):
@@ -241,6 +248,7 @@ class Run:
 
   def _log(self, flops: float | None, bar: tqdm) -> None:
     values = self._fetch()
+    self.checkpointer.look()
     timing = self.clock.lap(self.config.batch_size, flops)
     row = {**values, **timing, **metrics_lib.memory()}
     row.update({f"dropped/{k}": v for k, v in self.loader.dropped.items()})
@@ -251,24 +259,31 @@ class Run:
       f"data-wait {timing['data_wait']:.1%}"
     )
 
-  def _after_step(self, total: int, stopping: bool, bar: tqdm) -> None:
+  def _after_step(self, total: int, stop: Stop, bar: tqdm) -> bool:
+    """Evaluates and saves what is due; returns whether to stop."""
+    stopping = stop.agreed(self.step, self.config.log_every)
     results = {}
-    due = [e for e in self.evaluators if e.due(self.step, total) and not stopping]
-    every = self.config.checkpoint.every
-    saving = stopping or self.step == total or (every and self.step % every == 0)
-    if not due and not saving:
-      return
+    every, last = self.config.checkpoint.every, self.step == total
+    due = [e for e in self.evaluators if e.due(self.step, total)]
+    due = due if last or not stopping else []  # the last figures never come again
+    saving = last or (every and self.step % every == 0)
+    if not (due or saving or stopping):
+      return False
     if self.pending:
       self._fetch()  # never evaluate or save a state whose loss was not looked at
     with self.clock.paused():
       for evaluator in due:
+        stopping = stopping or stop.agreed(self.step, 1)
+        if stopping and not last:  # the grace period is for saving
+          break
         bar.set_postfix_str(f"evaluating {evaluator.name} ...")
         results.update(evaluator.run(self.state.eval_params, self.step))
       if results:
         self.writer.write(self.step, {f"eval/{k}": v for k, v in results.items()})
-      if saving:
+      if saving or stopping:
         data = {**self.loader.state(), "tokenizer": self._tokenizer()}
         self.checkpointer.save(self.step, self.state, data, self._complete(results))
+    return stopping
 
   def _complete(self, results: dict) -> dict | None:
     # A step at which the evaluator that decides did not run cannot be the best one.

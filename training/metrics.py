@@ -18,10 +18,9 @@ from absl import logging
 from etils import epath
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams as hparams_summary
 
-from training import collapse
+from training import collapse, event_files
 
 # Part of this module's interface: one import gives the loop all it measures with.
 from training.clock import StepClock as StepClock
@@ -79,9 +78,7 @@ class Writer(MetricWriter):
     folder.mkdir(parents=True, exist_ok=True)
     self._lines = _Lines(folder / "metrics.jsonl", resume_step)
     purge = None if resume_step is None else resume_step + 1
-    self._board = SummaryWriter(
-      str(folder / "tensorboard"), purge_step=purge, flush_secs=30
-    )
+    self._board = event_files.board(str(folder / "tensorboard"), purge)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes scalars and arrays as one record; anything else raises TypeError."""
@@ -224,7 +221,10 @@ class Writer(MetricWriter):
 
 
 class _Lines:
-  """metrics.jsonl: appended to on a disk, rewritten on each flush in a bucket."""
+  """metrics.jsonl: appended to on a disk, rewritten on each flush in a bucket.
+
+  Where the disk is full the lines wait in memory, and training goes on.
+  """
 
   def __init__(self, path: epath.Path, resume_step: int | None):
     self._path = path
@@ -235,21 +235,32 @@ class _Lines:
       new = pathlib.Path(f"{path}.new")
       new.write_text("".join(kept))
       new.replace(path)
-      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+      self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+      self._waiting = b""
+      self._warned = False
     else:
       self._text = kept
 
   def append(self, step: int, record: Mapping[str, Any]) -> None:
     line = json.dumps({"step": int(step), **record}, allow_nan=False) + "\n"
     if self._local:
-      self._file.write(line)
-      self._file.flush()  # a killed run keeps its last record
+      self._waiting += line.encode()
+      self._write()  # a killed run keeps its last record
     else:
       self._text.append(line)
 
+  def _write(self) -> None:
+    try:
+      while self._waiting:
+        self._waiting = self._waiting[self._file.write(self._waiting) :]
+    except OSError as e:
+      if not self._warned:
+        logging.warning("metrics.jsonl: %s; its lines wait in memory", e)
+      self._warned = True
+
   def flush(self) -> None:
     if self._local:
-      self._file.flush()
+      self._write()
     else:
       self._path.write_text("".join(self._text))
 

@@ -29,6 +29,43 @@ def tags(workdir):
   return {v.tag: e for e in events(workdir) for v in e.summary.value}
 
 
+def test_a_full_disk_loses_no_line_and_ends_nothing(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args))
+  writer = metrics.Writer(str(tmp_path))
+  writer.write(1, {"x": 1.0})
+
+  class Full:
+    """Takes three bytes, then none."""
+
+    def __init__(self, file):
+      self.file, self.room = file, 3
+
+    def write(self, data):
+      if not self.room:
+        raise OSError(28, "No space left on device")
+      self.room = 0
+      return self.file.write(data[:3])
+
+    def close(self):
+      self.file.close()
+
+  disk = writer._lines._file
+  writer._lines._file = Full(disk)
+  inner = writer._board.file_writer.event_writer._inner
+  inner._worker.stop()  # as an error ends it; a queue without reader once hung the run
+  for step in range(2, 60):
+    writer.write(step, {"x": 1.0, "y": 2.0})
+  writer._lines._file = disk
+  writer.write(60, {"x": 1.0})
+  writer.close()
+  assert [row["step"] for row in metrics.read(str(tmp_path))] == list(range(1, 61))
+  assert sorted(text.split(" ")[0] for text in said) == [
+    "TensorBoard's",
+    "metrics.jsonl:",
+  ]
+
+
 def test_it_is_clus_interface(tmp_path):
   assert issubclass(metrics.Writer, metrics.MetricWriter)
   assert metrics.MetricWriter.__abstractmethods__ >= {"write_scalars", "flush", "close"}
