@@ -34,9 +34,12 @@ def main(argv):
   """Brings the hosts up, then hands over to the loop."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  with errors.settings(*errors.KINDS, RuntimeError):
-    distributed.initialize()
-  sys.exit(loop.run(_CONFIG.value, str(_WORKDIR.value)))
+  config = _CONFIG.value
+  with errors.settings(), errors.hosts():
+    distributed.initialize(config.hosts.join_s, config.hosts.lost_s)
+  with distributed.together():
+    status = loop.run(config, str(_WORKDIR.value))
+  sys.exit(status)
 
 
 if __name__ == "__main__":

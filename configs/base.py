@@ -173,6 +173,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.prefetch = 8  # batches ready in memory
   c.data.max_dropped = 0.05  # share of dropped examples that stops the run
 
+  c.hosts = ConfigDict()  # several processes: see docs/launch.md
+  c.hosts.join_s = 300.0  # seconds that all of them may take to meet
+  c.hosts.lost_s = 60.0  # seconds of silence after which one is lost and the rest end
+
   c.evaluators = ()  # (a file of evaluators/, every n steps, options)
   c.log_every = 10  # steps
   c.checkpoint = ConfigDict()
