@@ -97,11 +97,7 @@ def together() -> Iterator[None]:
     words = str(e) if hasattr(e, "status") else f"{type(e).__name__}: {e}"
     with contextlib.suppress(Exception):
       watch.fail(words[:2000], status)
-    # JAX would wait, at the end of the interpreter, for peers that are gone.
-    atexit.register(_end, status)
-    ending = threading.Timer(_END_S, _end, (status,))
-    ending.daemon = True
-    ending.start()
+    end_soon(status)
     raise
   with contextlib.suppress(Exception):
     watch.leave()
@@ -203,6 +199,17 @@ def _obey(watch: Watch) -> None:
     )
   print(f"\nerror: {text}", file=sys.stderr, flush=True)
   _end(status)
+
+
+def end_soon(status: int) -> None:
+  """Has this process end once Python has said why, without a word of JAX's.
+
+  JAX would wait, at the end of the interpreter, for peers that are gone.
+  """
+  atexit.register(_end, status)
+  ending = threading.Timer(_END_S, _end, (status,))
+  ending.daemon = True
+  ending.start()
 
 
 def _end(status: int) -> None:

@@ -193,8 +193,10 @@ class Watch:
     return None
 
   def _failed(self, index: int, message: Mapping[str, Any]) -> Verdict:
-    said = f"{self.name(index)} failed: {message['failed']}"
-    return Verdict(said, int(message["status"]))
+    text, status = str(message["failed"]), int(message["status"])
+    # LOST: it does not go on for want of another, whom the text names.
+    said = text if status == LOST else f"{self.name(index)} failed: {text}"
+    return Verdict(said, status)
 
   async def _beats(self, message: Callable[[], Mapping[str, Any]]) -> None:
     while True:

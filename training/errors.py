@@ -48,6 +48,7 @@ def hosts() -> Iterator[None]:
   except distributed.Apart as e:
     explained = Explained(str(e))
     explained.status = e.status
+    distributed.end_soon(e.status)
     raise explained from e
 
 
