@@ -179,6 +179,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   c.evaluators = ()  # (a file of evaluators/, every n steps, options)
   c.log_every = 10  # steps
+  c.wandb = ""  # a Weights & Biases project that metrics go to as well; "": none
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 500  # steps
   c.checkpoint.keep = 2  # latest

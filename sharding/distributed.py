@@ -16,6 +16,8 @@ from typing import Any
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from sharding.launch import Launch, detect
@@ -158,6 +160,8 @@ def _meet(launch: Launch, watch: Watch | None, lost_s: float) -> Watch:
   index = jax.process_index()
   if watch is None:
     watch = Watch(index, jax.process_count(), lost_s)
+  if jax.default_backend() == "cpu":
+    _introduce()
   place = np.zeros(256, np.uint8)
   if index == 0:
     host = launch.roll.rpartition(":")[0].strip("[]") if launch.roll else _host()
@@ -174,6 +178,19 @@ def _meet(launch: Launch, watch: Watch | None, lost_s: float) -> Watch:
       *(index, host, port, lost_s + _GRACE_S),
     )
   return watch
+
+
+def _introduce() -> None:
+  """Has all devices meet in a collective now.
+
+  gloo gives them 30 s to find each other in their first one, which in the train step
+  would have to cover how much longer one host compiles than another.
+  """
+  mesh = jax.make_mesh((jax.device_count(),), ("all",))
+  split = NamedSharding(mesh, PartitionSpec("all"))
+  rows = np.ones(jax.local_device_count(), np.float32)
+  whole = jax.make_array_from_process_local_data(split, rows)
+  jax.block_until_ready(jax.jit(jnp.sum)(whole))
 
 
 def _host() -> str:

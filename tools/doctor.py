@@ -78,15 +78,14 @@ def examine(
   return lines
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the screen; returns the exit status."""
-  argv = list(sys.argv if argv is None else argv)
+def main() -> int:
+  """Prints the screen of sys.argv's run; returns the exit status."""
   try:
     from tools import doctor_checks  # imports jax, which may be what is broken
   except Exception as e:
     print(Line("imports", FAIL, f"{type(e).__name__}: {e}. {INSTALL}"))
     return 1
-  found: dict[str, Any] = {"argv": argv}
+  found: dict[str, Any] = {}
   shown = []
 
   def show(line: Line) -> None:

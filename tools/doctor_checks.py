@@ -44,7 +44,7 @@ def settings(found: Found) -> str:
     "quick", False, "Nothing that compiles.", flag_values=values
   )
   with errors.parsing():
-    left = values(found["argv"])[1:]
+    left = values(sys.argv)[1:]
     if left:
       raise flags.Error(f"unexpected arguments {left}: did you mean --{left[0]}?")
     if config.value is None or not workdir.value:
@@ -63,7 +63,7 @@ def versions(found: Found) -> str:
       f"Python {platform.python_version()}: expected {'.'.join(map(str, PYTHON))} or "
       "newer. Make another environment."
     )
-  known = {p: _version(p) for p in (*environment.PACKAGES, "jaxlib")}
+  known = {p: _version(p) for p in environment.PACKAGES}
   if missing := [p for p, v in known.items() if not v]:
     raise ValueError(f"not installed: {', '.join(missing)}. {INSTALL}")
   text = f"Python {platform.python_version()}, " + ", ".join(

@@ -130,7 +130,7 @@ def close(got: dict, expected: dict) -> None:
 
 def killed(folder: pathlib.Path, repeats: int) -> Row:
   """kill -9 of a host that is not process 0."""
-  return _losing(folder, repeats, 3, 1, signal.SIGKILL, "its connection closed")
+  return _losing(folder, repeats, 4, 2, signal.SIGKILL, "its connection closed")
 
 
 def killed_first(folder: pathlib.Path, repeats: int) -> Row:
@@ -227,7 +227,7 @@ def uneven(folder: pathlib.Path, repeats: int) -> Row:
     "--config.data.source=jsonl",
     f"--config.data.options={options}",
     "--config.batch_size=16",
-    "--config.model.modalities.text.vocab=40",
+    "--config.model.modalities.text.vocab=280",
     f"--config.evaluators={(EVALUATORS[0],)}",
   )
   one, four = (recorded(folder / f"of{n}", n, *flags) for n in (1, 4))
@@ -272,6 +272,22 @@ CHECKS = (
 )
 
 
+def write(out: pathlib.Path, rows: Sequence[dict]) -> None:
+  """Writes the rows; those of the file that were not made anew stay, with commands."""
+  record = environment.describe()
+  commands = [record["command"]]
+  kept: list[dict] = []
+  if out.exists():
+    old = json.loads(out.read_text())
+    new = {row["what"] for row in rows}
+    kept = [r for r in old["rows"] if r["what"] not in new]
+    kept = [r for r in kept if not r["outcome"].startswith("FAILED")]
+    commands = list(dict.fromkeys([*old["command"].split("; "), *commands]))
+  out.parent.mkdir(parents=True, exist_ok=True)
+  made = {"rows": [*kept, *rows], **record, "command": "; ".join(commands)}
+  out.write_text(json.dumps(made, indent=1) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the checks; returns 0 if all of them hold."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -292,10 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{row.what} | {row.times} | {row.outcome}", flush=True)
     rows.append(dataclasses.asdict(row))
   if args.out:
-    record = {"rows": rows, **environment.describe()}
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write(pathlib.Path(args.out), rows)
   return int(failed)
 
 

@@ -1,5 +1,7 @@
 """What tools.hosts_check measures holds: real processes, lost and resumed."""
 
+import json
+
 import pytest
 
 from tools import hosts_check, hosts_run
@@ -37,3 +39,13 @@ def test_the_statuses_are_those_of_the_watch():
   from sharding import watch
 
   assert hosts_check.LOST == watch.LOST
+
+
+def test_rows_that_are_not_made_anew_stay(tmp_path):
+  out = tmp_path / "new" / "hosts.json"
+  row = lambda what, outcome="well": dict(what=what, times=1, outcome=outcome)  # noqa: E731
+  hosts_check.write(out, [row("a"), row("b"), row("c", "FAILED: x")])
+  hosts_check.write(out, [row("b", "better")])
+  made = json.loads(out.read_text())
+  assert made["rows"] == [row("a"), row("b", "better")]
+  assert {"command", "device", "versions"} < made.keys()
