@@ -70,7 +70,8 @@ def run(config, workdir: str) -> int:
     workdir: where checkpoints, metrics.jsonl, config.json and artifacts go.
 
   Returns:
-    The exit status: 0 when done or stopped by SIGTERM, 130 when interrupted.
+    The exit status: 0 when done, config.hosts.stopped_status after SIGTERM, 130 when
+    interrupted.
 
   Raises:
     SettingsError: a config that does not fit itself, its data or the checkpoint.
@@ -279,7 +280,9 @@ class Run:
       f"{self.checkpointer.path(self.step)}. Run the same command again to resume."
     )
     logging.info("stopped by signal %s", stop.signal)
-    return errors.INTERRUPTED if stop.signal == signal.SIGINT else 0
+    if stop.signal == signal.SIGINT:
+      return errors.INTERRUPTED
+    return self.config.hosts.stopped_status
 
 
 def _say(text: str) -> None:
