@@ -93,8 +93,8 @@ def together() -> Iterator[None]:
     yield
   except BaseException as e:
     # A lost peer shows first as an error of a collective: its name is worth the wait.
-    if watch.decided.wait(_BLAME_S):
-      time.sleep(_END_S)
+    if isinstance(e, Exception) and watch.decided.wait(_BLAME_S):
+      time.sleep(_END_S)  # _obey ends this process
     status = getattr(e, "status", 1)
     words = str(e) if hasattr(e, "status") else f"{type(e).__name__}: {e}"
     with contextlib.suppress(Exception):

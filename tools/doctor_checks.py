@@ -189,7 +189,7 @@ def step(found: Found) -> str:
   flops = sum(count.flops_per_example(setup.config.model).values())
   return (
     f"{sum(sizes):,} parameters, a checkpoint of {held / GIB:.2f} GiB, "
-    f"{3 * flops * setup.config.batch_size / 1e12:.3g} TFLOP a step"
+    f"{3 * flops * setup.config.batch_size / 1e9:,.3g} GFLOP a step"
   )
 
 

@@ -1,5 +1,7 @@
 """Each line of the doctor's screen, for a run that is well and for broken ones."""
 
+import runpy
+
 import numpy as np
 import pytest
 
@@ -179,6 +181,17 @@ def test_a_check_that_is_itself_beaten_ends_nothing():
   assert first.text == "KeyError: 'no such key'"
   (skipped,) = doctor.examine([("after", broken, ("mesh",))], {})
   assert skipped.level == SKIP
+
+
+def test_a_warning_is_one_where_the_module_is_run(monkeypatch, capsys):
+  def slow(found):
+    raise doctor.Warn("slow")
+
+  monkeypatch.setattr(doctor_checks, "CHECKS", (("speed", slow, ()),))
+  with pytest.raises(SystemExit) as end:
+    runpy.run_path(doctor.__file__, run_name="__main__")
+  assert end.value.code == 0
+  assert capsys.readouterr().out == "WARN speed     slow\nready, but look at speed\n"
 
 
 def test_a_line_fits_the_screen():
