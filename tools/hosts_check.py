@@ -174,7 +174,7 @@ def _losing(folder, repeats, count, victim, number, why) -> Row:
 
 
 def _trains(folder: pathlib.Path) -> bool:
-  return len(losses(folder)) >= 20
+  return len(losses(folder)) >= 4
 
 
 def never_joined(folder: pathlib.Path, repeats: int) -> Row:
