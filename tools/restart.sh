@@ -6,17 +6,23 @@
 set -u
 stopped=
 child=
-trap 'stopped=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM INT
+tell() { # once: asked twice, train.py does not save
+  [ -z "$stopped" ] && [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
+  stopped=1
+}
+trap tell TERM INT
 while :; do
-  "$@" &
+  # A group of its own: Slurm and terminals signal this script's, which passes it on.
+  setsid "$@" &
   child=$!
   wait "$child"
   status=$?
-  # A signal ends `wait`, not the command: it is still saving.
-  while kill -0 "$child" 2>/dev/null; do
+  # A signal ends `wait`, not the command: it is still saving, or ended just then.
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+  if [ -n "$stopped" ]; then
     wait "$child"
     status=$?
-  done
+  fi
   child=
   case $status in 0 | 1 | 2 | 130) exit "$status" ;; esac
   [ -n "$stopped" ] && exit "$status"

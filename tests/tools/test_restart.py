@@ -15,7 +15,12 @@ def start(folder, command, wait="0"):
   env = os.environ | {"RESTART_S": wait}
   arguments = ["bash", str(SCRIPT), "bash", "-c", command]
   return subprocess.Popen(
-    arguments, cwd=folder, env=env, stderr=subprocess.PIPE, text=True
+    arguments,
+    cwd=folder,
+    env=env,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
   )
 
 
@@ -39,6 +44,19 @@ def test_told_to_stop_it_waits_for_the_save_and_does_not_start_again(tmp_path):
   process.communicate(timeout=60)
   assert process.returncode == 75
   assert (tmp_path / "n").read_text() == "x\nsaved\n"
+
+
+def test_a_signal_to_the_whole_group_reaches_the_command_once(tmp_path):
+  command = "trap 'echo t >> n' TERM; touch up; "
+  command += "for i in {1..200}; do sleep 0.02; [ -e n ] && sleep 1 && exit 75; done"
+  process = start(tmp_path, command)
+  while not (tmp_path / "up").exists():
+    time.sleep(0.02)
+  os.killpg(process.pid, signal.SIGTERM)
+  time.sleep(0.2)
+  os.killpg(process.pid, signal.SIGTERM)
+  process.communicate(timeout=60)
+  assert process.returncode == 75 and (tmp_path / "n").read_text() == "t\n"
 
 
 def test_it_can_be_stopped_while_it_waits(tmp_path):
