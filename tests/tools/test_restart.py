@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
 
 import pytest
+
+from configs import base
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "tools" / "restart.sh"
 
@@ -67,3 +70,15 @@ def test_it_can_be_stopped_while_it_waits(tmp_path):
   process.send_signal(signal.SIGTERM)
   process.communicate(timeout=30)
   assert process.returncode == 75 and (tmp_path / "n").read_text() == "x\n"
+
+
+def test_the_page_names_keys_that_exist():
+  page = (SCRIPT.parents[1] / "docs" / "launch.md").read_text()
+  keys = set(re.findall(r"config\.([a-z_.]+[a-z])(?![\w.]*\()", page))
+  assert keys >= {"hosts.lost_s", "hosts.join_s", "compilation_cache", "wandb"}
+  config = base.get_config()
+  for key in keys - {"json"}:
+    node = config
+    for part in key.split("."):
+      assert part in node, f"config.{key}"
+      node = node[part]
