@@ -84,8 +84,9 @@ def data_digest(config: Any) -> dict[str, Any]:
   """Returns what identifies the training data, without reading it.
 
   Keys: settings, a digest of config.data's source, options and split; files, how many
-  the options name, and a digest of their names and sizes; manifests, path -> SHA-256 of
-  each manifest.json (of tools.prepare_data) beside them, which holds theirs.
+  the options name, and a digest of their names and, on a disk, sizes; manifests, path
+  -> SHA-256 of each manifest.json (of tools.prepare_data) beside them, which holds
+  theirs.
   """
   data = config.data
   options = dict(data.options)
@@ -96,7 +97,9 @@ def data_digest(config: Any) -> dict[str, Any]:
     path = epath.Path(pattern)
     inside = path.is_dir()
     files = () if inside else sorted(path.parent.glob(path.name))
-    listed += [f"{file.name} {file.stat().length}" for file in files]
+    # In a bucket each size is a request.
+    sized = "://" not in pattern
+    listed += [f"{f.name} {f.stat().length if sized else ''}" for f in files]
     manifest = (path if inside else path.parent) / "manifest.json"
     if manifest.exists():
       name = f"{manifest.parent.name}/{manifest.name}"
