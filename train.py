@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sharding import distributed
-from training import errors, loop
+from training import compiled, errors, loop
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, artifacts.")
@@ -34,9 +34,13 @@ def main(argv):
   """Brings the hosts up, then hands over to the loop."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  with errors.settings(*errors.KINDS, RuntimeError):
-    distributed.initialize()
-  sys.exit(loop.run(_CONFIG.value, str(_WORKDIR.value)))
+  config, workdir = _CONFIG.value, str(_WORKDIR.value)
+  compiled.keep(config.compilation_cache, workdir)
+  with errors.settings(), errors.hosts():
+    distributed.initialize(config.hosts.join_s, config.hosts.lost_s)
+  with distributed.together():
+    status = loop.run(config, workdir)
+  sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,15 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.prefetch = 8  # batches ready in memory
   c.data.max_dropped = 0.05  # share of dropped examples that stops the run
 
+  c.hosts = ConfigDict()  # several processes: see docs/launch.md
+  c.hosts.join_s = 300.0  # seconds that all of them may take to meet
+  c.hosts.lost_s = 60.0  # seconds of silence after which one is lost and the rest end
+  c.hosts.stopped_status = 0  # exit status after SIGTERM; 75 has tools/restart.sh go on
+  c.compilation_cache = "{workdir}/compilation_cache"  # of programs; "": none
+
   c.evaluators = ()  # (a file of evaluators/, every n steps, options)
   c.log_every = 10  # steps
+  c.wandb = ""  # a Weights & Biases project that metrics go to as well; "": none
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 500  # steps
   c.checkpoint.keep = 2  # latest; with 1, there is none to go back to

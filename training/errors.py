@@ -11,6 +11,8 @@ import sys
 
 from absl import flags
 
+from sharding import distributed
+
 KINDS = (ValueError, OSError, ModuleNotFoundError)
 INTERRUPTED = 130  # the exit status of SIGINT, as shells have it
 
@@ -37,6 +39,18 @@ def settings(*kinds: type[Exception]) -> Iterator[None]:
     raise
   except caught as e:
     raise SettingsError(str(e)) from e
+
+
+@contextlib.contextmanager
+def hosts() -> Iterator[None]:
+  """Encloses the meeting of the hosts: those that did not come are no traceback."""
+  try:
+    yield
+  except distributed.Apart as e:
+    explained = Explained(str(e))
+    explained.status = e.status
+    distributed.end_soon(e.status)
+    raise explained from e
 
 
 @contextlib.contextmanager

@@ -18,7 +18,14 @@ from tqdm import tqdm
 
 from input_pipeline import examples, pipeline, tokenizer
 from sharding import placement
-from training import checkpoint, environment, errors, evaluation, parameters
+from training import (
+  checkpoint,
+  environment,
+  errors,
+  evaluation,
+  parameters,
+  wandb_board,
+)
 from training import metrics as metrics_lib
 from training import setup as setup_lib
 
@@ -71,7 +78,8 @@ def run(config, workdir: str) -> int:
     workdir: where checkpoints, metrics.jsonl, config.json and artifacts go.
 
   Returns:
-    The exit status: 0 when done or stopped by SIGTERM, 130 when interrupted.
+    The exit status: 0 when done, config.hosts.stopped_status after SIGTERM, 130 when
+    interrupted.
 
   Raises:
     SettingsError: a config that does not fit itself, its data or the checkpoint.
@@ -80,13 +88,15 @@ def run(config, workdir: str) -> int:
   say = _say if jax.process_index() == 0 else lambda *_: None
   with errors.settings():
     checkpoint.check_workdir(workdir)
+    wandb_board.check(config)
     say(f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}")
     say("preparing the data and the tokenizer ...")
     config = pipeline.prepare(config, workdir)
     setup = setup_lib.build(config)
   if jax.process_index() == 0:
     checkpoint.save_config(workdir, config)
-    environment.write(workdir)
+    for line in environment.write(workdir, config):
+      say(line)
   with jax.set_mesh(setup.mesh), Stop() as stop:
     with errors.settings():
       prepared = Run(setup, workdir, say)
@@ -109,7 +119,8 @@ class Run:
       undo.callback(self.checkpointer.close)
       self.state = self._first_state()
       self.step = int(self.state.step)
-      self.writer = metrics_lib.Writer(workdir, resume_step=self.step)
+      board = wandb_board.start(self.config, workdir)
+      self.writer = metrics_lib.Writer(workdir, resume_step=self.step, board=board)
       undo.callback(self.writer.close)
       self.evaluators = evaluation.build(setup, workdir)
       undo.pop_all()
@@ -281,6 +292,7 @@ class Run:
       if results:
         self.writer.write(self.step, {f"eval/{k}": v for k, v in results.items()})
       if saving or stopping:
+        self.writer.flush()  # a bucket holds whole files only: as far as the checkpoint
         data = {**self.loader.state(), "tokenizer": self._tokenizer()}
         self.checkpointer.save(self.step, self.state, data, self._complete(results))
     return stopping
@@ -298,7 +310,9 @@ class Run:
       f"{self.checkpointer.path(self.step)}. Run the same command again to resume."
     )
     logging.info("stopped by signal %s", stop.signal)
-    return errors.INTERRUPTED if stop.signal == signal.SIGINT else 0
+    if stop.signal == signal.SIGINT:
+      return errors.INTERRUPTED
+    return self.config.hosts.stopped_status
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from tensorboardX.summary import hparams as hparams_summary
 
-from training import collapse, event_files
+from training import bucket_events, collapse, event_files
 
 # Part of this module's interface: one import gives the loop all it measures with.
 from training.clock import StepClock as StepClock
@@ -60,7 +60,11 @@ class Writer(MetricWriter):
   """
 
   def __init__(
-    self, workdir: str, resume_step: int | None = None, enabled: bool | None = None
+    self,
+    workdir: str,
+    resume_step: int | None = None,
+    enabled: bool | None = None,
+    board: Any = None,
   ):
     """Opens the files, and forgets what was written after `resume_step`.
 
@@ -69,11 +73,14 @@ class Writer(MetricWriter):
       resume_step: the restored step; later records of an interrupted run are removed,
         because they will be written again. None keeps all.
       enabled: default: whether this is process 0.
+      board: gets each record too: a training.wandb_board.Board, or None.
     """
     self._enabled = jax.process_index() == 0 if enabled is None else enabled
     self._warned: set[str] = set()
+    self._also = board
     if not self._enabled:
       return
+    bucket_events.register()
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     self._lines = _Lines(folder / "metrics.jsonl", resume_step)
@@ -97,6 +104,8 @@ class Writer(MetricWriter):
         record[name] = _plain(array)
       self._histogram(step, name, array)
     self._lines.append(step, record)
+    if self._also is not None:
+      self._also.write(step, record)
 
   def write_losses(self, losses: Iterable[tuple[int, float]]) -> None:
     """Writes the loss of every step, (step, loss), to metrics.jsonl only."""
@@ -206,6 +215,8 @@ class Writer(MetricWriter):
       self.flush()
       self._lines.close()
       self._board.close()
+      if self._also is not None:
+        self._also.close()
       self._enabled = False
 
   def _histogram(self, step: int, name: str, array: np.ndarray, buckets: int = 30):

@@ -59,7 +59,8 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(whole, tmp_path):
   assert done.returncode == 0, done.stderr
   assert "resuming from step" in done.stderr
   expected, got = losses(whole), losses(tmp_path)
-  assert {s: got[s] for s in range(11, 31)} == {s: expected[s] for s in range(11, 31)}
+  assert got.keys() >= set(range(11, 31))  # and nothing that two seeds could tell apart
+  assert got == {s: expected[s] for s in got}
 
 
 def test_sigterm_saves_and_exits_0(tmp_path):

@@ -86,3 +86,11 @@ def test_an_unknown_key_of_the_config_is_named():
     ConfigDict({"steps": 1}).stepz  # noqa: B018
   with pytest.raises(AttributeError, match="append"), errors.parsing():
     ().append  # noqa: B018
+
+
+def test_hosts_that_did_not_meet_end_with_their_status(monkeypatch):
+  ending = []
+  monkeypatch.setattr(errors.distributed, "end_soon", ending.append)
+  with pytest.raises(errors.Explained, match="never joined") as raised, errors.hosts():
+    raise errors.distributed.Apart("process 2 of 3 never joined")
+  assert raised.value.status == 75 and ending == [75]

@@ -14,14 +14,17 @@ from training import metrics
 
 def events(workdir):
   """Returns the TensorBoard events of a workdir, from the TFRecord framing."""
-  found = []
-  for path in sorted(pathlib.Path(workdir, "tensorboard").glob("events.*")):
-    data = path.read_bytes()
-    at = 0
-    while at < len(data):
-      size = int.from_bytes(data[at : at + 8], "little")
-      found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
-      at += size + 16
+  files = sorted(pathlib.Path(workdir, "tensorboard").glob("events.*"))
+  return [event for path in files for event in decoded(path.read_bytes())]
+
+
+def decoded(data):
+  """Returns the events of one file."""
+  found, at = [], 0
+  while at < len(data):
+    size = int.from_bytes(data[at : at + 8], "little")
+    found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
+    at += size + 16
   return found
 
 
