@@ -35,8 +35,9 @@ def modality(**changes) -> ConfigDict:
   c.drop_patches = 0.0  # patches: share that training leaves out (FLIP)
   c.stem_bias = True  # patches: of the linear map to tokens
   c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
+  c.registers = 0  # learned tokens behind the one of pool "cls", without positions
   c.position = "learned"  # "learned" | "sincos" | "none"
-  c.pool = "mean"  # "mean" | "cls" | "last" | "map"
+  c.pool = "mean"  # "mean" | "cls" | "first" | "last" | "map"
   c.project = True  # a linear layer from width to embed_dim
   c.project_bias = False  # its bias
   c.trunk = ConfigDict()  # own trunks only: overrides of config.model.trunk
@@ -55,6 +56,10 @@ def trunk() -> ConfigDict:
   c.drop_path = 0.0  # stochastic depth rate of the last block; linear from 0
   c.norm = "layernorm"  # "layernorm" | "rmsnorm"
   c.epsilon = 1e-6  # of the norms, added to the variance
+  c.norm_after = False  # norms follow the residual sums (BERT), and none is at the end
+  c.layer_scale = (
+    0.0  # what attention and MLP are first multiplied by; 0: no such scale
+  )
   c.activation = "gelu_tanh"  # of MLPs and experts: "gelu_tanh" | "gelu" | "quick_gelu"
   c.causal = False  # attention looks only backwards (text towers as in CLIP)
   c.attention = "xla"  # jax.nn.dot_product_attention's: "xla" | "cudnn"

@@ -191,7 +191,7 @@ def report(
     f"missing, as the model will initialise them: {_some(found.missing)}",
     f"unused: {_some(found.unused)}",
   ]
-  if not given:
+  if not given and kind.library != "big_vision":  # whose arrays say all
     lines.append(
       f"no config.json: heads of width 64 and the activation and epsilon that "
       f"{kind.library} takes by default are assumed"

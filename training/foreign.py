@@ -30,6 +30,7 @@ BESIDE = (
   "vocab.txt",
   *PIECES,
 )
+GEMMA = "<bos>"  # a piece of SigLIP 2's tokenizer, not of SigLIP's
 # open_clip's name of cleaning a text -> ours; the first is what it does if unsaid.
 _CLEAN = dict(
   whitespace="mended", lower="mended_lowercase", canonicalize="mended_plain"
@@ -204,8 +205,9 @@ def _fill(data: bytes, said: Mapping[str, Any], kind: Format) -> int | None:
     return 0
   name = said.get("pad_token") or ""
   name = name["content"] if isinstance(name, Mapping) else name
-  if not name and kind.architecture == "SiglipModel":
-    name = "</s>"  # transformers' default
+  siglip = kind.architecture == "SiglipModel" or kind.library == "big_vision"
+  if not name and siglip:
+    name = "</s>"  # which Gemma's has not
   return tokenizer.id_of(data, name) if name else None
 
 
@@ -221,11 +223,12 @@ def _clean(
       own = "canonicalize"
     return _CLEAN[(text.get("tokenizer_kwargs") or {}).get("clean", own)]
   pieces = not subwords.is_json(data) and not subwords.is_merges(data)
-  if kind.architecture == "SiglipModel" and pieces:
+  siglip = kind.architecture == "SiglipModel" or kind.library == "big_vision"
+  gemma = _class(said) in ("Siglip2Tokenizer", "GemmaTokenizer")
+  if gemma or (siglip and pieces and tokenizer.id_of(data, GEMMA) is not None):
+    return cleaning.lowercase.__name__  # SigLIP 2 was trained on it
+  if siglip and pieces:
     return cleaning.plain.__name__
-  # SigLIP 2 has Gemma's tokenizer, and was trained on lower case.
-  if _class(said) in ("Siglip2Tokenizer", "GemmaTokenizer"):
-    return cleaning.lowercase.__name__
   if subwords.is_merges(data):
     return cleaning.mended_lowercase.__name__
   return cleaning.none.__name__

@@ -112,7 +112,7 @@ def _forward(m: Modality, moe: MoeConfig | None, d: int, mlps: float) -> float:
     router = 2 * n * w * moe.experts * _router(moe).matmuls(moe)
     flops += len(moe.blocks(m.trunk.depth)) * (router + (mlps - 1) * dense_mlp)
   if m.stem == "patches":
-    flops += 2 * (n - (m.pool == "cls")) * m.patch[0] * m.patch[1] * m.size[2] * w
+    flops += 2 * (n - m.extra) * m.patch[0] * m.patch[1] * m.size[2] * w
   flops += 2 * m.described * d
   if m.pool == "map":  # one query: its own and the result's matmul, all keys and values
     flops += 4 * w**2 + 4 * n * w**2 + 4 * n * w + 4 * w * hidden

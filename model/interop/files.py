@@ -4,13 +4,21 @@ from collections.abc import Mapping
 import json
 import pathlib
 from typing import Any
+import zipfile
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-WEIGHTS = dict(hf="model.safetensors", open_clip="open_clip_model.safetensors")
-CONFIGS = dict(hf="config.json", open_clip="open_clip_config.json")
+WEIGHTS = dict(
+  hf="model.safetensors",
+  open_clip="open_clip_model.safetensors",
+  big_vision="big_vision.npz",
+)
+CONFIGS = dict(
+  hf="config.json", open_clip="open_clip_config.json", big_vision="big_vision.json"
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -29,6 +37,9 @@ def read(
   folder = source if source.is_dir() else source.parent
   state: dict[str, np.ndarray] = {}
   for path in weights(source):
+    if path.suffix == ".npz":
+      state |= _npz(path)
+      continue
     try:
       state |= safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as e:
@@ -58,6 +69,8 @@ def weights(source: pathlib.Path) -> list[pathlib.Path]:
       return [
         source / part for part in sorted({*read_json(index)["weight_map"].values()})
       ]
+  if len(found := sorted(source.glob("*.npz"))) == 1:
+    return found
   for path in sorted(source.iterdir()):
     if path.suffix in PICKLES:
       raise ValueError(_pickle(path))
@@ -92,12 +105,30 @@ def write(
 ) -> None:
   """Writes arrays by the name that a library looks for, and JSON files beside them."""
   to.mkdir(parents=True, exist_ok=True)
-  # transformers refuses files that do not say for whom they are.
-  safetensors.numpy.save_file(
-    dict(state), to / WEIGHTS[library], metadata={"format": "pt"}
-  )
+  path = to / WEIGHTS[library]
+  if path.suffix == ".npz":
+    np.savez(path, **dict[str, Any](state))
+  else:
+    # transformers refuses files that do not say for whom they are.
+    safetensors.numpy.save_file(dict(state), path, metadata={"format": "pt"})
   for name, value in beside.items():
     (to / name).write_text(json.dumps(value, indent=1, sort_keys=True))
+
+
+def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays of an .npz, of which none is unpickled.
+
+  Raises:
+    ValueError: not a whole file, or objects in it.
+  """
+  try:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+    raise ValueError(f"--from {path} is not a whole .npz of plain arrays: {e}") from e
+  # NumPy has no name for bfloat16, and stores two bytes without one.
+  brain = ml_dtypes.bfloat16
+  return {k: x.view(brain) if x.dtype == "V2" else x for k, x in arrays.items()}
 
 
 def _pickle(path: pathlib.Path) -> str:

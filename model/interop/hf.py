@@ -18,7 +18,7 @@ ACTIVATIONS = {
   "gelu": "gelu",
   "quick_gelu": "quick_gelu",
 }
-_WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 _FIRST_EOS = 2  # of configs from before June 2023, which pool at the greatest id
 
 
@@ -166,7 +166,7 @@ def _card(image: Modality, text: Modality) -> dict[str, Any]:
       intermediate_size=m.trunk.mlp,
       num_hidden_layers=m.trunk.depth,
       num_attention_heads=m.trunk.heads,
-      hidden_act=_WRITTEN[m.trunk.activation],
+      hidden_act=WRITTEN[m.trunk.activation],
       layer_norm_eps=m.trunk.epsilon,
     )
 
@@ -207,22 +207,24 @@ def _siglip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, A
 CLIP = Format(
   "hf",
   "CLIPModel",
-  "vision_model.embeddings.class_embedding",
+  ("vision_model.embeddings.class_embedding",),
   _clip,
   describe.CLIP_IMAGE,
   describe.CLIP_TEXT,
   _clip_rules,
   _clip_card,
   describe.CLIP_PIXELS,
+  loss="infonce",
 )
 SIGLIP = Format(
   "hf",
   "SiglipModel",
-  "vision_model.head.probe",
+  ("vision_model.head.probe",),
   _siglip,
   describe.SIGLIP_IMAGE,
   describe.SIGLIP_TEXT,
   _siglip_rules,
   _siglip_card,
   describe.SIGLIP_PIXELS,
+  loss="siglip",
 )

@@ -40,7 +40,10 @@ def steps(
   said = {k.removeprefix("image_"): v for k, v in said.items()}
   said |= given.get("preprocess_cfg") or {}
   resize: dict[str, Any] = dict(crop=_crop(said, default["crop"], side))
-  name = said.get("interpolation") or FILTERS.get(said.get("resample", 3), "?")
+  usual = default.get("filter", "bicubic")
+  name = said.get("interpolation") or FILTERS.get(said.get("resample", 0), "?")
+  if not {"interpolation", "resample"} & {*said}:
+    name = usual
   if name not in FILTERS.values():
     raise ValueError(
       f"images are resized by resample = {said.get('resample')!r}, interpolation = "
