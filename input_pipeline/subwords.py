@@ -156,14 +156,6 @@ def bert_json(vocab: str, lowercase: bool) -> str:
   return model.to_str()
 
 
-def added(text: str, tokens: Sequence[str]) -> str:
-  """Returns a tokenizer.json with more tokens, whose ids stand behind the old ones."""
-  lib = _library()
-  model = lib.Tokenizer.from_str(text)
-  model.add_tokens(list(tokens))
-  return model.to_str()
-
-
 def _split(model: Any, words: str) -> None:
   lib = _library()
   before = lib.pre_tokenizers

@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--size", type=int, default=0, help="of images, in pixels: resizes the positions"
   )
+  parser.add_argument(
+    "--patch", type=int, default=0, help="of images, in pixels: resamples the kernel"
+  )
   parser.add_argument("--vocab", type=int, default=0, help="more ids, behind the old")
+  parser.add_argument("--length", type=int, default=0, help="of texts, in ids")
   parser.add_argument(
     "--tokenizer", default="", help="a file or folder, if not beside the weights"
   )
@@ -77,9 +81,14 @@ def run(flags: argparse.Namespace) -> str:
   read = own if checkpoint.is_checkpoint(source) else others
   config, params, words, lines = read(flags)
   config, params, resized = adapt.adapted(
-    config, params, size=flags.size, vocab=flags.vocab
+    config,
+    params,
+    size=flags.size,
+    patch=flags.patch,
+    vocab=flags.vocab,
+    length=flags.length,
   )
-  lines.append(f"resized: {', '.join(resized) or 'none'}")
+  lines.append(f"resized: {'; '.join(resized) or 'none'}")
   if flags.format == "concord":
     checkpoint.write_params(flags.to, params)
     if words:

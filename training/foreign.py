@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from input_pipeline import cleaning, subwords, tokenizer
-from model.interop import convert, files, pixels
+from model.interop import adapt, convert, files, pixels
 from model.interop.describe import Format
 from model.interop.rules import Read
 
@@ -89,8 +89,15 @@ def read(
       each other, or files beside it that cannot be followed.
   """
   state, given, folder = files.read(pathlib.Path(source))
+  pool, length = sentences(folder)
+  given |= {"pool": pool} if pool else {}
   config, params, found = convert.load(state, given, partial=partial)
   kind = convert.recognise(state, given)
+  if (
+    "text" in config.model.modalities
+    and 0 < length < config.model.modalities.text.length
+  ):
+    config, params, _ = adapt.adapted(config, params, length=length)
   steps: pixels.Steps = ()
   if "image" in config.model.modalities:
     beside = {name: files.read_json(folder / name) for name in pixels.FILES}
@@ -110,6 +117,28 @@ def read(
       )
   set_data(config, steps, words)
   return Foreign(kind, config, params, found, given, words)
+
+
+def sentences(folder: pathlib.Path) -> tuple[str, int]:
+  """Returns (pool, most ids of a text) of a folder of sentence-transformers.
+
+  ("", 0) where it is none, or does not say.
+
+  Raises:
+    ValueError: a pooling that our towers have not.
+  """
+  length = files.read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+  said = files.read_json(folder / "1_Pooling" / "config.json")
+  modes = [key for key, value in said.items() if value is True and "_mode_" in key]
+  if not modes:
+    return "", length or 0
+  known = dict(pooling_mode_mean_tokens="mean", pooling_mode_cls_token="first")
+  if len(modes) > 1 or modes[0] not in known:
+    raise ValueError(
+      f"{folder}/1_Pooling/config.json pools by {', '.join(modes)}, expected one of "
+      f"{', '.join(known)}"
+    )
+  return known[modes[0]], length or 0
 
 
 def keep(words: Words) -> pathlib.Path:

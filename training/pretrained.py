@@ -234,6 +234,7 @@ def load(
     config, params = read.config, read.params
     if read.words:
       config.data.tokenizer = str(foreign.keep(read.words))
+  params = {"objective": {}, **params}  # single towers come without
   ones = dict(data=1, fsdp=1, expert=1, tensor=1)
   config.mesh = ConfigDict(ones | dict(mesh or dict(data=-1)))
   unit = _unit(config, meshes.make(config.mesh, devices))

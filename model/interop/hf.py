@@ -1,9 +1,14 @@
-"""Hugging Face transformers: CLIPModel (arXiv 2103.00020), SiglipModel (2303.15343)."""
+"""Hugging Face transformers: CLIPModel (arXiv 2103.00020), SiglipModel (2303.15343).
+
+Siglip2Model (2502.14786) is read as what it is for images of one size, a SiglipModel.
+"""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from model.encoders.config import Modality
 from model.interop import describe, rules
@@ -204,6 +209,26 @@ def _siglip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, A
   return card
 
 
+def _convolved(state: Arrays) -> dict[str, np.ndarray]:
+  """Returns the state with the patches of Siglip2Model, a matrix, as a convolution.
+
+  Theirs: [w, p * p * c], of square patches of three channels.
+
+  Raises:
+    ValueError: patches that are not square.
+  """
+  out, name = dict(state), "vision_model.embeddings.patch_embedding.weight"
+  if name in out and out[name].ndim == 2:
+    width, pixels = out[name].shape
+    side = math.isqrt(pixels // 3)
+    if 3 * side**2 != pixels:
+      raise ValueError(
+        f"{name} has shape {out[name].shape}, expected patches of 3 * p * p numbers"
+      )
+    out[name] = out[name].reshape(width, side, side, 3).transpose(0, 3, 1, 2)
+  return out
+
+
 CLIP = Format(
   "hf",
   "CLIPModel",
@@ -227,4 +252,5 @@ SIGLIP = Format(
   _siglip_card,
   describe.SIGLIP_PIXELS,
   loss="siglip",
+  normal=_convolved,
 )

@@ -110,7 +110,10 @@ def test_a_file_without_config_in_half_precision(model, tmp_path, capsys):
 def test_sizes_and_ids_are_resized_on_the_way(source, tmp_path, capsys):
   call(source, tmp_path / "out", "concord", "--size", "12", "--vocab", "10")
   said = capsys.readouterr().out
-  assert "resized: images of (8, 8, 3) -> (12, 12, 3), ids 9 -> 10" in said
+  assert (
+    "resized: images of (8, 8, 3) -> (12, 12, 3); positions of (2, 2) -> (3, 3); ids"
+    in said
+  )
   recipe = explain_sharding.load(str(tmp_path / "out" / "config.py"))
   assert recipe.data.eval_transforms[1] == (
     "resize",
