@@ -164,13 +164,17 @@ def recipe(config: ConfigDict, source: str) -> str:
   name = pathlib.Path(config.data.tokenizer).name
   config.data.tokenizer = ""
   changes = pprint.pformat(_changes(config, base.get_config()), width=84)
+  absent = [
+    m for m in base.get_config().model.modalities if m not in config.model.modalities
+  ]
   beside = f"str(pathlib.Path(__file__).resolve().with_name({name!r}))"
   return (
     f'"""A model converted from {source}; python -m tools.convert wrote this."""\n\n'
     + "import pathlib\n\n" * bool(name)
     + 'from configs import base\n\n\ndef get_config(arg: str = ""):\n  del arg\n'
     "  c = base.get_config()\n"
-    f"  c.update(\n{changes}\n  )\n"
+    + "".join(f"  del c.model.modalities[{m!r}]\n" for m in absent)
+    + f"  c.update(\n{changes}\n  )\n"
     + f"  c.data.tokenizer = {beside}\n" * bool(name)
     + "  return c\n"
   )

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from model.interop import convert
+from tests.model.interop import models
 from tests.model.interop.models import clip, filled, same
 from tools import convert as tool
 from tools import explain_sharding
@@ -88,6 +89,12 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   again, back, _ = convert.load(arrays, given)
   assert again == config
   same(back, params)
+
+
+def test_a_recipe_of_one_tower_has_no_other(tmp_path):
+  config = models.one_tower("bert")
+  (tmp_path / "config.py").write_text(tool.recipe(config, "x"))
+  assert explain_sharding.load(str(tmp_path / "config.py")).model == config.model
 
 
 def test_a_file_without_config_in_half_precision(model, tmp_path, capsys):

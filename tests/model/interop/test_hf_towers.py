@@ -9,6 +9,7 @@ import pytest
 from model.interop import convert, files
 from tests.model.interop import models, peers
 from tools import convert as tool
+from tools import explain_sharding
 from training import checkpoint
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
@@ -116,8 +117,10 @@ def test_the_command_makes_a_recipe_of_one_tower(peer, tmp_path):
   params = checkpoint.read_params(str(tmp_path / "x"), "--from")
   leaves = jax.tree.leaves(params)
   assert {*params} == {"towers"} and sum(x.size for x in leaves) > 1000
-  config = json.loads((tmp_path / "x" / "config.json").read_text())
-  assert len(config["model"]["modalities"]) == 1
+  written = json.loads((tmp_path / "x" / "config.json").read_text())
+  assert len(written["model"]["modalities"]) == 1
+  recipe = explain_sharding.load(str(tmp_path / "x" / "config.py"))
+  assert json.loads(recipe.to_json()) == written
 
 
 def test_what_our_towers_have_not_is_refused():
