@@ -40,8 +40,9 @@ def modality(**changes) -> ConfigDict:
   c.drop_patches = 0.0  # patches: share that training leaves out (FLIP)
   c.stem_bias = True  # patches: of the linear map to tokens
   c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
+  c.registers = 0  # learned tokens behind the one of pool "cls", without positions
   c.position = "learned"  # "learned" | "sincos" | "none"
-  c.pool = "mean"  # "mean" | "cls" | "last" | "map"
+  c.pool = "mean"  # "mean" | "cls" | "first" | "last" | "map"
   c.project = True  # a linear layer from width to embed_dim
   c.project_bias = False  # its bias
   c.trunk = ConfigDict()  # own trunks only: overrides of config.model.trunk
@@ -60,6 +61,10 @@ def trunk() -> ConfigDict:
   c.drop_path = 0.0  # stochastic depth rate of the last block; linear from 0
   c.norm = "layernorm"  # "layernorm" | "rmsnorm"
   c.epsilon = 1e-6  # of the norms, added to the variance
+  c.norm_after = False  # norms follow the residual sums (BERT), and none is at the end
+  c.layer_scale = (
+    0.0  # what attention and MLP are first multiplied by; 0: no such scale
+  )
   c.activation = "gelu_tanh"  # of MLPs and experts: "gelu_tanh" | "gelu" | "quick_gelu"
   c.causal = False  # attention looks only backwards (text towers as in CLIP)
   c.attention = "xla"  # jax.nn.dot_product_attention's: "xla" | "cudnn"
@@ -181,7 +186,8 @@ def get_config(arg: str = "") -> ConfigDict:
   # Batches of images of like shape: (height, width) beside that of the model.
   c.data.image_sizes = ()
   c.data.lengths = "{workdir}/lengths"  # folder of what the two go by, measured once
-  c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
+  # A path, of a kind in input_pipeline/tokenizer.py; "{workdir}" is replaced.
+  c.data.tokenizer = ""
   c.data.threads = 2  # that decode and transform
   c.data.workers = 0  # processes; 0: threads only
   c.data.prefetch = 8  # batches ready in memory

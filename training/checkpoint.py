@@ -18,6 +18,7 @@ from training import errors, integrity
 
 # Part of this module's interface.
 from training.parameters import init_from as init_from
+from training.parameters import is_checkpoint as is_checkpoint
 from training.parameters import read_params as read_params
 from training.parameters import step_folder as step_folder
 from training.parameters import steps_in as steps_in

@@ -5,10 +5,18 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline import images
 from input_pipeline.interfaces import Example
 from input_pipeline.transforms.random_resized_crop import model_size
+
+_PILLOW = {
+  "bilinear": Image.Resampling.BILINEAR,
+  "bicubic": Image.Resampling.BICUBIC,
+}
+# What is left out before the crop, of what is left out in all.
+_HALF = {"torchvision": lambda n: round(n / 2), "transformers": lambda n: n // 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,14 +30,25 @@ class Transform:
     crop: share of the shorter side that is kept, as a square in the middle; 0 keeps all
       of the image and changes its aspect ratio.
     filter: "bilinear" | "bicubic".
+    as_in: "torchvision" | "transformers": resizes first and crops then, pixel for pixel
+      as these do on Pillow images (the latter rounds the corner down); slower for large
+      images. "": crops first.
   """
 
   size: tuple[int, int]
   crop: float = 0.0
   filter: str = "bicubic"
+  as_in: str = ""
 
   reads = ("image_bytes|image",)
   writes = ("image",)
+
+  def __post_init__(self):
+    for key, known in (("filter", tuple(images.FILTERS)), ("as_in", ("", *_HALF))):
+      if getattr(self, key) not in known:
+        raise ValueError(
+          f"resize: {key} = {getattr(self, key)!r}, expected one of {known}"
+        )
 
   @classmethod
   def defaults(cls, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +59,9 @@ class Transform:
     """Returns the example with `image` uint8[*size, 3]; no bytes are left in it."""
     example, picture = images.taken(example)
     width, height = picture.size
+    if self.as_in and (self.crop or (height, width) != self.size):
+      whole = Image.fromarray(picture.pixels())
+      return example | {"image": self._resized_first(whole)}
     box = (0.0, 0.0, float(width), float(height))
     if self.crop:
       side = self.crop * min(height, width)
@@ -49,3 +71,15 @@ class Transform:
       return example | {"image": picture.pixels()}
     image, box = picture.region(box, self.size)
     return example | {"image": images.resized(image, self.size, box, self.filter)}
+
+  def _resized_first(self, image: Image.Image) -> np.ndarray:
+    if not self.crop:
+      return np.asarray(image.resize(self.size[::-1], _PILLOW[self.filter]))
+    short, least = round(min(self.size) / self.crop), min(image.size)
+    width, height = (
+      short if x == least else int(short * x / least) for x in image.size
+    )
+    resized = image.resize((width, height), _PILLOW[self.filter])
+    half = _HALF[self.as_in]
+    x, y = half(width - self.size[1]), half(height - self.size[0])
+    return np.asarray(resized.crop((x, y, x + self.size[1], y + self.size[0])))

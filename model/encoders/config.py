@@ -47,6 +47,7 @@ class Modality:
   drop_patches: float = 0.0
   stem_bias: bool = True
   stem_norm: bool = False
+  registers: int = 0
   position: str = "learned"
   pool: str = "mean"
   project: bool = True
@@ -80,10 +81,15 @@ class Modality:
       self._check_ids(where)
     else:
       self._check_patches(where)
-    if self.pool == "cls" and self.trunk.causal:
+    if self.pool in ("cls", "first") and self.trunk.causal:
       raise ValueError(
-        f"{where}.pool = 'cls' with a causal trunk: the first token sees no other; use "
-        f"'last', 'mean' or 'map', or set config.model.trunk.causal = False"
+        f"{where}.pool = {self.pool!r} with a causal trunk: the first token sees no "
+        "other; use 'last', 'mean' or 'map', or set config.model.trunk.causal = False"
+      )
+    if self.registers and (self.pool != "cls" or self.registers < 0):
+      raise ValueError(
+        f"{where}.registers = {self.registers} with {where}.pool = {self.pool!r}, "
+        "expected 0 or more behind the token of pool = 'cls'"
       )
     if self.project_bias and not self.project:
       raise ValueError(f"{where}.project_bias = True without {where}.project")
@@ -177,12 +183,17 @@ class Modality:
 
   @property
   def tokens(self) -> int:
-    """Tokens of a whole example in the trunk, the one of pool "cls" included."""
+    """Tokens of a whole example in the trunk, those of pool "cls" included."""
     if self.stem == "patches":
       n = math.prod(s // p for s, p in zip(self.size, self.patch, strict=False))
     else:
       n = self.length
-    return n + (self.pool == "cls")
+    return n + self.extra
+
+  @property
+  def extra(self) -> int:
+    """Tokens that are not of the input: that of pool "cls", and registers."""
+    return self.registers + (self.pool == "cls")
 
 
 def modalities(model: Mapping[str, Any]) -> tuple[Modality, ...]:

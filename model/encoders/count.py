@@ -113,7 +113,7 @@ def _forward(m: Modality, moe: MoeConfig | None, d: int, mlps: float) -> float:
     flops += len(moe.blocks(m.trunk.depth)) * (router + (mlps - 1) * dense_mlp)
   if m.stem != "tokens":
     values = math.prod(m.patch) * (m.size[-1] if m.stem == "patches" else m.vocab)
-    flops += 2 * (n - (m.pool == "cls")) * values * w
+    flops += 2 * (n - m.extra) * values * w
   flops += 2 * m.described * d
   if m.pool == "map":  # one query: its own and the result's matmul, all keys and values
     flops += 4 * w**2 + 4 * n * w**2 + 4 * n * w + 4 * w * hidden

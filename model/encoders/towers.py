@@ -184,6 +184,7 @@ class Towers(nn.Module):
       activation=m.trunk.activation,
       dtype=self.dtype,
       implementation=m.trunk.attention,
+      registers=m.registers,
       name=f"pool_{m.name}",
     )
 

@@ -117,10 +117,11 @@ class Trunk(nn.Module):
     remat: "none" | "dots" | "full".
     dtype: of the matmuls and activations.
 
-  Parameters: block_<ii>/... and norm/...; with scan, blocks/block_<jj>/... for the
-  jj-th block of a period, with a leading axis (see `model.encoders.stacking`), and if
-  the trunk begins with <ff> blocks of another kind, blocks_<ff>/block_<jj>/... for what
-  follows them. Random numbers differ between the two; values without them do not.
+  Parameters: block_<ii>/... and, unless `norm_after`, norm/...; with scan,
+  blocks/block_<jj>/... for the jj-th block of a period, with a leading axis (see
+  `model.encoders.stacking`), and if the trunk begins with <ff> blocks of another kind,
+  blocks_<ff>/block_<jj>/... for what follows them. Random numbers differ between the
+  two; values without them do not.
   """
 
   config: TrunkConfig
@@ -168,8 +169,11 @@ class Trunk(nn.Module):
       aux = {}
       for i in range(c.depth):
         x, aux[i] = block(i)(x, masks, routed)
+    reports = {i: a for i, a in aux.items() if a}
+    if c.norm_after:  # the last block's is the final one
+      return dict(x), reports
     norm = Norm(c.norm, self.dtype, c.epsilon, name="norm")
-    return {m: norm(y) for m, y in x.items()}, {i: a for i, a in aux.items() if a}
+    return {m: norm(y) for m, y in x.items()}, reports
 
   def _scan(self, block, pattern, x, masks, routed, train):
     c = self.config

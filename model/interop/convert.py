@@ -1,6 +1,6 @@
 """Whole checkpoints of other libraries to our config and parameters, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import copy
 from typing import Any
 
@@ -11,11 +11,20 @@ import numpy as np
 
 from model.encoders import config as configs
 from model.encoders import stacking, towers
-from model.interop import describe, hf, open_clip, rules
+from model.interop import big_vision, describe, hf, hf_towers, open_clip, rules
 from model.interop.describe import Format
 from model.interop.rules import Arrays, Read
 
-FORMATS = (hf.CLIP, hf.SIGLIP, open_clip.CLIP, open_clip.SIGLIP)
+FORMATS = (
+  hf.CLIP,
+  hf.SIGLIP,
+  hf_towers.DINOV2,
+  hf_towers.BERT,
+  open_clip.CLIP,
+  open_clip.SIGLIP,
+  big_vision.SIGLIP,
+  big_vision.LIT,
+)
 LIBRARIES = tuple(dict.fromkeys(f.library for f in FORMATS))
 BUFFERS = ("position_ids", "attn_mask")  # constants that older checkpoints hold
 
@@ -31,7 +40,7 @@ def recognise(state: Arrays, given: Mapping[str, Any]) -> Format:
     ValueError: none that is known.
   """
   for kind in FORMATS:
-    if kind.mark in state:
+    if {*kind.marks} <= {*kind.normal(state)}:
       return kind
   said = given.get("architectures") or given.get("model_type")
   known = ", ".join(f"{f.library}'s {f.architecture}" for f in FORMATS)
@@ -63,9 +72,9 @@ def load(
   """
   given = given or {}
   kind = recognise(state, given)
+  state = {k: v for k, v in kind.normal(state).items() if not k.endswith(BUFFERS)}
   config = kind.describe(state, given)
   image, text = describe.towers(config.model, kind)
-  state = {k: v for k, v in state.items() if not k.endswith(BUFFERS)}
   shapes = _shapes(config.model)
   found = rules.read(kind.rules(image, text), state, shapes)
   gaps = [name for name in found.missing if not name.startswith("logit_")]
@@ -88,7 +97,7 @@ def save(
   Args:
     config: of the model.
     params: {"towers": ..., "objective": ...}, scanned or not.
-    library: "hf" | "open_clip".
+    library: one of LIBRARIES.
 
   Raises:
     ValueError: the library has no architecture for the model; says which keys of the
@@ -97,16 +106,43 @@ def save(
   known = [f for f in FORMATS if f.library == library]
   if not known:
     raise ValueError(f"format {library!r}, expected one of {', '.join(LIBRARIES)}")
-  pool = {m.name: m.pool for m in configs.modalities(config.model)}.get("image")
-  kind = next((f for f in known if f.image["pool"] == pool), known[0])
+  kind = _nearest(known, config.model, params.get("objective", {}))
   model = copy.deepcopy(config.model)
   flat = _flat(stacking.unstack_layers(dict(params)))
-  if not kind.image["stem_bias"] and "image" in model.modalities:
+  if kind.image and not kind.image["stem_bias"] and "image" in model.modalities:
     flat = _folded(flat)
     model.modalities.image.stem_bias = False
   image, text = describe.towers(model, kind)
   state = rules.write(kind.rules(image, text), flat)
+  if kind.stacked and model.scan:
+    state = kind.stacked(state)
   return state, kind.card(image, text, model.embed_dim)
+
+
+def _nearest(
+  known: Sequence[Format], model: Mapping[str, Any], losses: Mapping[str, Any]
+) -> Format:
+  """Returns the architecture that is most like the model: it says what does not fit.
+
+  Raises:
+    ValueError: none has its modalities.
+  """
+  own = {m.name: m.pool for m in configs.modalities(model)}
+  fit = [kind for kind in known if {*kind.modalities} == {*own}]
+  if not fit:
+    sets = dict.fromkeys(" and ".join(kind.modalities) for kind in known)
+    raise ValueError(
+      f"{known[0].library} has no architecture for config.model.modalities = "
+      f"{sorted(own)}, expected {', or '.join(sets)}"
+    )
+  pool = own.get("image")
+
+  def unlike(kind: Format) -> tuple[bool, bool]:
+    image = kind.image or {}
+    other = bool(losses) and kind.loss not in losses
+    return image.get("pool", pool) != pool, other
+
+  return min(fit, key=unlike)
 
 
 def _folded(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

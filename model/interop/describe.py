@@ -29,26 +29,38 @@ class Format:
   """One architecture of one library.
 
   Attributes:
-    library: "hf" | "open_clip".
+    library: "hf" | "open_clip" | "big_vision".
     architecture: as that library calls it.
-    mark: the name of an array that only its checkpoints have.
+    marks: names of arrays that only its checkpoints have together.
     describe: (state, its config.json or {}) -> our config.
-    image: keys of the image modality, and of its trunk, that it has no choice in.
+    image: keys of the image modality, and of its trunk, that it has no choice in; None:
+      it has no tower of images.
     text: the same of the text.
     rules: (image, text) -> rules between its names and paths of our parameters.
     card: our config -> its config.json.
     pixels: mean and std of its images, and the option `crop` of our resize.
+    loss: whose scalars it holds; "": none.
+    normal: a state as it may come -> as the rules name it.
+    stacked: the state of a model that scans its layers; None: as any other's.
   """
 
   library: str
   architecture: str
-  mark: str
+  marks: tuple[str, ...]
   describe: Callable[[Arrays, Mapping[str, Any]], ConfigDict]
-  image: Mapping[str, Any]
-  text: Mapping[str, Any]
-  rules: Callable[[Modality, Modality], list[Rule]]
-  card: Callable[[Modality, Modality, int], dict[str, Any]]
+  image: Mapping[str, Any] | None
+  text: Mapping[str, Any] | None
+  rules: Callable[[Any, Any], list[Rule]]  # of Modality, or None where it has none
+  card: Callable[[Any, Any, int], dict[str, Any]]
   pixels: Mapping[str, Any]
+  loss: str = ""
+  normal: Callable[[Arrays], Arrays] = dict
+  stacked: Callable[[Arrays], dict[str, Any]] | None = None
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """Names of the towers that it has."""
+    return tuple(m for m in ("image", "text") if getattr(self, m) is not None)
 
 
 CLIP_IMAGE = dict(
@@ -61,6 +73,9 @@ CLIP_IMAGE = dict(
   project_bias=False,
   wide=False,
   norm="layernorm",
+  norm_after=False,
+  layer_scale=0.0,
+  registers=0,
   causal=False,
 )
 CLIP_TEXT = CLIP_IMAGE | dict(stem="tokens", pool="last", stem_norm=False, causal=True)
@@ -87,13 +102,15 @@ def shape(state: Arrays, name: str, rank: int) -> tuple[int, ...]:
   return state[name].shape
 
 
-def depth(state: Arrays, blocks: str) -> int:
-  """Returns how many blocks are named `<blocks><i>.`."""
-  found = {
-    int(match[1])
-    for k in state
-    if (match := re.match(rf"{re.escape(blocks)}(\d+)\.", k))
-  }
+def plain(keys: Mapping[str, Any], *free: str) -> dict[str, Any]:
+  """Returns what a format has no choice in, without those that it has."""
+  return {k: v for k, v in keys.items() if k not in free}
+
+
+def depth(state: Arrays, blocks: str, after: str = ".") -> int:
+  """Returns how many blocks are named `<blocks><i><after>`."""
+  pattern = rf"{re.escape(blocks)}(\d+){re.escape(after)}"
+  found = {int(match[1]) for k in state if (match := re.match(pattern, k))}
   if found != {*range(len(found))} or not found:
     raise ValueError(
       f"the checkpoint's blocks {blocks}* are {sorted(found)}, expected 0, 1, 2, ..."
@@ -149,47 +166,53 @@ def two_towers(
   return c
 
 
-def towers(model: Mapping[str, Any], kind: Format) -> tuple[Modality, Modality]:
+def towers(
+  model: Mapping[str, Any], kind: Format
+) -> tuple[Modality | None, Modality | None]:
   """Returns (image, text) of `config.model`, if the format can hold it.
+
+  One of them is None where the format has no such tower.
 
   Raises:
     ValueError: it cannot; says every key that keeps it from that.
   """
   found = {m.name: m for m in configs.modalities(model)}
   odd = []
-  if sorted(found) != ["image", "text"]:
-    odd.append(f"{WHERE}.modalities = {sorted(found)}, expected image and text")
+  if {*found} != {*kind.modalities}:
+    wanted = " and ".join(kind.modalities)
+    odd.append(f"{WHERE}.modalities = {sorted(found)}, expected {wanted}")
   if model["shared_trunk"]:
     odd.append(f"{WHERE}.shared_trunk = True, expected False")
   if configs.sparse(model):
     odd.append(f"{WHERE}.moe makes it sparse, expected every = 0 and layers = ()")
-  for name, wanted in (("image", kind.image), ("text", kind.text)):
-    if name not in found:
+  for name, needed in (("image", kind.image), ("text", kind.text)):
+    if name not in found or needed is None:
       continue
-    for key, value in wanted.items():
+    for key, value in needed.items():
       own = hasattr(found[name], key)
       got = getattr(found[name] if own else found[name].trunk, key)
       if got != value:
         part = key if own else f"trunk.{key}"
         odd.append(f"{WHERE}.modalities.{name}.{part} = {got!r}, expected {value!r}")
   if not odd:
-    odd = _extent(found["image"], found["text"], kind)
+    odd = _extent(found.get("image"), found.get("text"), kind)
   if odd:
     raise ValueError(
       f"{kind.library}'s {kind.architecture} cannot hold this model:\n  "
       + "\n  ".join(odd)
     )
-  return found["image"], found["text"]
+  return found.get("image"), found.get("text")
 
 
-def _extent(image: Modality, text: Modality, kind: Format) -> list[str]:
+def _extent(image: Modality | None, text: Modality | None, kind: Format) -> list[str]:
   odd = []
-  if image.size[0] != image.size[1] or image.patch[0] != image.patch[1]:
+  if image and (image.size[0] != image.size[1] or image.patch[0] != image.patch[1]):
     odd.append(
       f"{WHERE}.modalities.image.size = {image.size} and .patch = {image.patch}, "
       "expected squares"
     )
-  if "eos" not in kind.text and text.eos < 0:
+  pools_at_eos = text and text.pool == "last" and "eos" not in (kind.text or {})
+  if text and pools_at_eos and text.eos < 0:
     odd.append(
       f"{WHERE}.modalities.text.eos = -1, expected the id that ends a text: "
       f"{kind.architecture} pools there"

@@ -1,9 +1,14 @@
-"""Hugging Face transformers: CLIPModel (arXiv 2103.00020), SiglipModel (2303.15343)."""
+"""Hugging Face transformers: CLIPModel (arXiv 2103.00020), SiglipModel (2303.15343).
+
+Siglip2Model (2502.14786) is read as what it is for images of one size, a SiglipModel.
+"""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from model.encoders.config import Modality
 from model.interop import describe, rules
@@ -18,7 +23,7 @@ ACTIVATIONS = {
   "gelu": "gelu",
   "quick_gelu": "quick_gelu",
 }
-_WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 _FIRST_EOS = 2  # of configs from before June 2023, which pool at the greatest id
 
 
@@ -166,7 +171,7 @@ def _card(image: Modality, text: Modality) -> dict[str, Any]:
       intermediate_size=m.trunk.mlp,
       num_hidden_layers=m.trunk.depth,
       num_attention_heads=m.trunk.heads,
-      hidden_act=_WRITTEN[m.trunk.activation],
+      hidden_act=WRITTEN[m.trunk.activation],
       layer_norm_eps=m.trunk.epsilon,
     )
 
@@ -204,25 +209,48 @@ def _siglip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, A
   return card
 
 
+def _convolved(state: Arrays) -> dict[str, np.ndarray]:
+  """Returns the state with the patches of Siglip2Model, a matrix, as a convolution.
+
+  Theirs: [w, p * p * c], of square patches of three channels.
+
+  Raises:
+    ValueError: patches that are not square.
+  """
+  out, name = dict(state), "vision_model.embeddings.patch_embedding.weight"
+  if name in out and out[name].ndim == 2:
+    width, pixels = out[name].shape
+    side = math.isqrt(pixels // 3)
+    if 3 * side**2 != pixels:
+      raise ValueError(
+        f"{name} has shape {out[name].shape}, expected patches of 3 * p * p numbers"
+      )
+    out[name] = out[name].reshape(width, side, side, 3).transpose(0, 3, 1, 2)
+  return out
+
+
 CLIP = Format(
   "hf",
   "CLIPModel",
-  "vision_model.embeddings.class_embedding",
+  ("vision_model.embeddings.class_embedding",),
   _clip,
   describe.CLIP_IMAGE,
   describe.CLIP_TEXT,
   _clip_rules,
   _clip_card,
   describe.CLIP_PIXELS,
+  loss="infonce",
 )
 SIGLIP = Format(
   "hf",
   "SiglipModel",
-  "vision_model.head.probe",
+  ("vision_model.head.probe",),
   _siglip,
   describe.SIGLIP_IMAGE,
   describe.SIGLIP_TEXT,
   _siglip_rules,
   _siglip_card,
   describe.SIGLIP_PIXELS,
+  loss="siglip",
+  normal=_convolved,
 )

@@ -315,22 +315,24 @@ def _card(m: Modality) -> dict[str, Any]:
 CLIP = Format(
   "open_clip",
   "CLIP",
-  "visual.class_embedding",
+  ("visual.class_embedding",),
   _clip,
   describe.CLIP_IMAGE,
   describe.CLIP_TEXT,
   _clip_rules,
   _clip_card,
   describe.CLIP_PIXELS,
+  loss="infonce",
 )
 SIGLIP = Format(
   "open_clip",
   "SigLIP",
-  "visual.trunk.attn_pool.latent",
+  ("visual.trunk.attn_pool.latent",),
   _siglip,
   describe.SIGLIP_IMAGE,
   describe.SIGLIP_TEXT,
   _siglip_rules,
   _siglip_card,
   describe.SIGLIP_PIXELS,
+  loss="siglip",
 )

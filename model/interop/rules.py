@@ -135,18 +135,24 @@ def patches(
   return [kernel] + [one(f"{ours}/bias", f"{theirs}.bias")] * bias
 
 
-def class_token(cls: str, position: str, token: str, table: str) -> Rule:
+def class_token(
+  cls: str, position: str, token: str, table: str, axes: tuple[int, int] = (0, 0)
+) -> Rule:
   """Returns the rule of a class token that has a position with them, none with us.
 
-  Theirs: token [w] and table [1 + n, w]. What the network sees is their sum: the
-  position of the token is added to it on the way in, and is 0 on the way out.
+  Theirs: token [w] and table [1 + n, w], with `axes` axes of 1 in front. What the
+  network sees is their sum: the position of the token is added to it on the way in, and
+  is 0 on the way out.
   """
 
   def read(token: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, ...]:
+    token, table = (x.reshape(x.shape[n:]) for x, n in zip((token, table), axes))
     return token + table[0], table[1:]
 
   def write(cls: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, ...]:
-    return cls, np.concatenate([np.zeros_like(position[:1]), position])
+    whole = np.concatenate([np.zeros_like(position[:1]), position])
+    ones = ((1,) * n for n in axes)
+    return tuple(x.reshape(one + x.shape) for x, one in zip((cls, whole), ones))
 
   return Rule((cls, position), (token, table), read, write)
 

@@ -34,6 +34,8 @@ class TrunkConfig:
   drop_path: float = 0.0
   norm: str = "layernorm"
   epsilon: float = 1e-6
+  norm_after: bool = False
+  layer_scale: float = 0.0
   activation: str = "gelu_tanh"
   causal: bool = False
   attention: str = "xla"
@@ -53,6 +55,10 @@ class TrunkConfig:
         raise ValueError(
           f"{where}.{key} = {getattr(self, key)}, expected 0 or more and below 1"
         )
+    if self.layer_scale < 0:
+      raise ValueError(
+        f"{where}.layer_scale = {self.layer_scale}, expected above 0, or 0 for none"
+      )
     if self.epsilon <= 0:
       raise ValueError(f"{where}.epsilon = {self.epsilon}, expected above 0")
     for key, known in (
@@ -73,6 +79,9 @@ class TrunkConfig:
 class Block(nn.Module):
   """Attention and MLP, each on its normalised input and added to it (arXiv 2002.04745).
 
+  With `norm_after` the sums are normalised instead (arXiv 1810.04805).
+  With `layer_scale` each is multiplied by a learned vector first (arXiv 2103.17239).
+
   Attributes:
     config: of the trunk.
     moe: makes the sparse MLP, given its `name`; None: a dense one.
@@ -80,7 +89,8 @@ class Block(nn.Module):
     train: dropout, drop path, routing noise and training capacity, or none of them.
     dtype: of the matmuls and activations.
 
-  Parameters: norm1, attention, norm2, and mlp or moe.
+  Parameters: norm1, attention, norm2, and mlp or moe; scale1 and scale2, f32[w], with
+  `layer_scale`.
   """
 
   config: TrunkConfig
@@ -116,10 +126,14 @@ class Block(nn.Module):
       name="attention",
     )
     norm2 = Norm(c.norm, self.dtype, c.epsilon, name="norm2")
+    before1, after1 = (_same, norm1) if c.norm_after else (norm1, _same)
+    before2, after2 = (_same, norm2) if c.norm_after else (norm2, _same)
+    scale1, scale2 = self._scale("scale1", x), self._scale("scale2", x)
     x = {
-      m: y + self._drop(attention(norm1(y), masks[m]), depth_rate) for m, y in x.items()
+      m: after1(y + self._drop(scale1(attention(before1(y), masks[m])), depth_rate))
+      for m, y in x.items()
     }
-    z = {m: norm2(y) for m, y in x.items()}
+    z = {m: before2(y) for m, y in x.items()}
     aux: Metrics = {}
     if self.moe is None:
       mlp = Mlp(c.mlp, c.activation, dtype=self.dtype, name="mlp")
@@ -137,8 +151,18 @@ class Block(nn.Module):
       ends = np.cumsum(sizes)[:-1].tolist()
       z = dict(zip(names, jnp.split(joined, ends, axis=1)))
     return {
-      m: constrain.batch(y + self._drop(z[m], depth_rate)) for m, y in x.items()
+      m: constrain.batch(after2(y + self._drop(scale2(z[m]), depth_rate)))
+      for m, y in x.items()
     }, aux
+
+  def _scale(self, name: str, x: Streams) -> Callable[[Array], Array]:
+    """Returns what multiplies a branch by its learned vector, if there are any."""
+    first = self.config.layer_scale
+    if not first:
+      return _same
+    width = next(iter(x.values())).shape[-1]
+    scale = self.param(name, nn.initializers.constant(first), (width,))
+    return lambda y: y * scale.astype(y.dtype)[None, None]
 
   def _drop(self, y: Array, rate: float | Array) -> Array:
     if not self.train:
@@ -148,3 +172,7 @@ class Block(nn.Module):
     if isinstance(rate, jax.Array) or rate:
       y = stochastic.drop_path(y, rate, self.make_rng("dropout"))
     return y
+
+
+def _same(y: Array) -> Array:
+  return y

@@ -8,7 +8,7 @@ from model.layers.mlp import Mlp
 from model.layers.norm import Norm
 from model.types import Array
 
-POOLS = ("mean", "cls", "last", "map")
+POOLS = ("mean", "cls", "first", "last", "map")
 
 
 def mean(x: Array, mask: Array | None) -> Array:
@@ -19,6 +19,12 @@ def mean(x: Array, mask: Array | None) -> Array:
   total = jnp.sum(jnp.where(mask[..., None], x, jnp.float32(0)), axis=1)
   count = jnp.sum(mask, axis=1, dtype=jnp.float32)
   return total / jnp.maximum(count, jnp.float32(1))[:, None]
+
+
+def first(x: Array, mask: Array | None) -> Array:
+  """[b, n, w], bool[b, n] -> f32[b, w]: the first token; 0 where it is padding."""
+  y = x[:, 0].astype(jnp.float32)
+  return y if mask is None else jnp.where(mask[:, :1], y, jnp.float32(0))
 
 
 def last(x: Array, mask: Array | None) -> Array:
@@ -34,9 +40,10 @@ class Pool(nn.Module):
   """One vector per example.
 
   Attributes:
-    kind: "mean" | "cls" (a learned token put in front of the others) | "last" (the last
-      real token) | "map" (a learned query attends to the tokens, then a residual MLP:
-      arXiv 2106.04560, appendix A; SigLIP's head).
+    kind: "mean" | "cls" (a learned token put in front of the others) | "first" (the
+      first token, as BERT's [CLS]) | "last" (the last real token) | "map" (a learned
+      query attends to the tokens, then a residual MLP: arXiv 2106.04560, appendix A;
+      SigLIP's head).
     width: of a token.
     heads: of "map".
     hidden: MLP width of "map".
@@ -45,8 +52,10 @@ class Pool(nn.Module):
     activation: of the MLP of "map".
     dtype: of the matmuls of "map".
     implementation: of the attention of "map".
+    registers: learned tokens behind the one of "cls" (arXiv 2309.16588).
 
-  Parameters (f32): cls [w] of "cls"; probe [w], attention, norm and mlp of "map".
+  Parameters (f32): cls [w] and registers [r, w] of "cls"; probe [w], attention, norm
+  and mlp of "map".
   """
 
   kind: str
@@ -58,6 +67,7 @@ class Pool(nn.Module):
   activation: str = "gelu_tanh"
   dtype: jnp.dtype = jnp.float32
   implementation: str = "xla"
+  registers: int = 0
 
   def setup(self):
     """Creates the parameters of `kind`."""
@@ -65,6 +75,9 @@ class Pool(nn.Module):
       raise ValueError(f"pool = {self.kind!r}, expected one of {POOLS}")
     if self.kind == "cls":
       self.cls = self.param("cls", nn.initializers.normal(0.02), (self.width,))
+    if self.registers:
+      shape = (self.registers, self.width)
+      self.register = self.param("registers", nn.initializers.normal(0.02), shape)
     if self.kind == "map":
       init = nn.initializers.normal(self.width**-0.5)
       self.probe = self.param("probe", init, (self.width,))
@@ -75,19 +88,24 @@ class Pool(nn.Module):
       self.mlp = Mlp(self.hidden, self.activation, dtype=self.dtype)
 
   def prepend(self, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
-    """Puts the token of "cls" before x [b, n, w] and its mask; else changes nothing."""
+    """Puts the tokens of "cls" before x [b, n, w] and its mask; else changes none."""
     if self.kind != "cls":
       return x, mask
     b, _, w = x.shape
-    token = jnp.broadcast_to(self.cls.astype(x.dtype)[None, None], (b, 1, w))
+    own = self.cls[None]
+    if self.registers:
+      own = jnp.concatenate([own, self.register])
+    tokens = jnp.broadcast_to(own.astype(x.dtype)[None], (b, len(own), w))
     if mask is not None:
-      mask = jnp.concatenate([jnp.ones((b, 1), bool), mask], axis=1)
-    return jnp.concatenate([token, x], axis=1), mask
+      mask = jnp.concatenate([jnp.ones((b, len(own)), bool), mask], axis=1)
+    return jnp.concatenate([tokens, x], axis=1), mask
 
   def __call__(self, x: Array, mask: Array | None) -> Array:
     """x: [b, n, w], mask: bool[b, n] or None (all real) -> f32[b, w]."""
     if self.kind == "cls":
       return x[:, 0].astype(jnp.float32)
+    if self.kind == "first":
+      return first(x, mask)
     if self.kind == "mean":
       return mean(x, mask)
     if self.kind == "last":

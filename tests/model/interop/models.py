@@ -1,8 +1,10 @@
 """Tiny models that other libraries can hold, and parameters for them."""
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
+from configs import base
 from model.encoders import config as configs
 from model.encoders import towers
 from model.interop import describe
@@ -27,6 +29,24 @@ def siglip():
   return c
 
 
+def one_tower(kind):
+  """Returns a config of what `convert.load` makes of DINOv2, or of BERT."""
+  c = siglip()
+  c.name = kind
+  c.objective.options.losses = base.get_config().objective.options.losses
+  image, text = c.model.modalities.image, c.model.modalities.text
+  if kind == "dinov2":
+    c.model.trunk.update(dict(layer_scale=0.5, activation="gelu", mlp=16))
+    image.update(dict(pool="cls", registers=2))
+    c.model.modalities = ConfigDict({"image": image})
+  else:
+    c.model.trunk.update(dict(norm_after=True, activation="gelu"))
+    text.update(dict(pool="mean", pad=0, stem_norm=True, project=False))
+    text.project_bias = False
+    c.model.modalities = ConfigDict({"text": text})
+  return c
+
+
 def filled(config):
   """Returns random parameters of a config, its losses' scalars included."""
   net = towers.build(config.model)
@@ -37,6 +57,8 @@ def filled(config):
   loss = config.objective.options.losses[0][0]
   scalars = dict(infonce=["log_scale"], siglip=["log_scale", "bias"])[loss]
   own = {name: np.asarray(rng.standard_normal(), np.float32) for name in scalars}
+  if len(config.model.modalities) == 1:
+    return {"towers": jax.tree.map(fill, tree)}
   return {"towers": jax.tree.map(fill, tree), "objective": {loss: own}}
 
 

@@ -4,6 +4,7 @@ Nothing but the tests that compare with them needs these libraries.
 """
 
 import contextlib
+import functools
 import warnings
 
 import jax
@@ -90,9 +91,8 @@ def recorded(torch, modules, call):
 def ours(config, params, batch):
   """Returns label -> output of every block, the pooled embeddings, and the logits."""
   net = towers.build(config.model)
-  encoded, state = net.apply(
-    {"params": params["towers"]}, batch, capture_intermediates=True
-  )
+  apply = functools.partial(net.apply, capture_intermediates=True)
+  encoded, state = jax.jit(apply)({"params": params["towers"]}, batch)
   out = {}
   for m in batch:
     trunk = state["intermediates"][f"trunk_{m}"]
@@ -100,6 +100,9 @@ def ours(config, params, batch):
       out[f"{m}/{block}"] = trunk[block]["__call__"][0][0][m]
     out[f"{m}/tokens"] = encoded[0][m].tokens
     out[f"{m}/embedding"] = encoded[0][m].pooled
+  masks = {m: np.asarray(encoded[0][m].mask) for m in batch}
+  if len(batch) == 1:
+    return jax.tree.map(np.asarray, out), masks.get("text")
   unit = {
     m: e / np.linalg.norm(e, axis=-1, keepdims=True)
     for m, e in ((m, np.asarray(out[f"{m}/embedding"])) for m in batch)
@@ -107,8 +110,7 @@ def ours(config, params, batch):
   (loss,) = params["objective"].values()
   logits = np.exp(loss["log_scale"]) * unit["image"] @ unit["text"].T
   out["logits"] = logits + loss.get("bias", np.float32(0))
-  mask = np.asarray(encoded[0]["text"].mask)
-  return jax.tree.map(np.asarray, out), mask
+  return jax.tree.map(np.asarray, out), masks["text"]
 
 
 def compare(got, want, mask):

@@ -9,6 +9,7 @@ import pytest
 from configs import base
 from model.encoders import stacking
 from model.interop import convert, open_clip
+from tests.model.interop import models
 from tests.model.interop.models import clip, filled, same, siglip
 
 CASES = {
@@ -34,6 +35,21 @@ def test_there_and_back_is_exact(case):
   same(back, params)
   assert found.missing == () and found.unused == ()
   assert sorted(found.loaded) == sorted(state)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "bert"])
+def test_single_towers_there_and_back(kind):
+  config = models.one_tower(kind)
+  params = filled(config)
+  state, card = convert.save(config, params, "hf")
+  assert card["model_type"].startswith(kind)
+  again, back, found = convert.load(state, card)
+  assert again == config
+  same(back, params)
+  assert found.missing == () and found.unused == ()
+  config.model.trunk.layer_scale = 0.0 if kind == "dinov2" else 0.5
+  with pytest.raises(ValueError, match=r"layer_scale = 0\."):
+    convert.save(config, params, "hf")
 
 
 def test_a_scanned_model_is_written_like_an_unrolled_one(case):
@@ -143,7 +159,12 @@ def changed(path, value):
     ("trunk.norm", "rmsnorm", "hf", r"image\.trunk\.norm = 'rmsnorm'"),
     ("trunk.activation", "quick_gelu", "open_clip", "quick_gelu in both"),
     ("moe.every", 2, "hf", "makes it sparse"),
-    ("embed_dim", 6, "big_visoin", r"format 'big_visoin', expected one of hf, open"),
+    (
+      "embed_dim",
+      6,
+      "big_visoin",
+      r"format 'big_visoin', expected one of hf, open_clip, big",
+    ),
   ],
 )
 def test_what_a_library_cannot_hold_is_refused_by_key(path, value, library, match):
@@ -162,7 +183,7 @@ def test_a_model_of_other_modalities_is_refused():
   config.model.modalities.audio = config.model.modalities.image
   del config.model.modalities["image"]
   with pytest.raises(
-    ValueError, match=r"modalities = \['audio', 'text'\], expected im"
+    ValueError, match=r"modalities = \['audio', 'text'\], expected image and text"
   ):
     convert.save(config, {}, "hf")
 

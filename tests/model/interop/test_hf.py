@@ -59,6 +59,49 @@ def siglip(transformers):
   return transformers.SiglipModel(config)
 
 
+def test_siglip2_at_its_own_size_is_a_siglip():
+  torch, transformers = peers.library("transformers")
+  parts = siglip(transformers).config.to_dict()
+  side = peers.IMAGE["size"] // peers.IMAGE["patch"]
+  parts["vision_config"] |= dict(num_patches=side**2)
+  config = transformers.Siglip2Config(
+    text_config=parts["text_config"], vision_config=parts["vision_config"]
+  )
+  with peers.quiet():
+    model = peers.randomised(torch, transformers.Siglip2Model(config))
+  config, params, found = convert.load(peers.state_of(model), model.config.to_dict())
+  assert found.missing == () and found.unused == ()
+  batch, (_, text) = peers.batch_of(-1)
+  # Their processor cuts the patches: rows of pixels, channels last.
+  patches = batch["image"].reshape(3, side, 4, side, 4, 3).transpose(0, 1, 3, 2, 4, 5)
+  inputs = dict(
+    input_ids=torch.from_numpy(text),
+    pixel_values=torch.from_numpy(patches.reshape(3, side**2, -1).copy()),
+    pixel_attention_mask=torch.ones(3, side**2, dtype=torch.int64),
+    spatial_shapes=torch.full((3, 2), side),
+  )
+  towers = {"image": model.vision_model, "text": model.text_model}
+  modules = {
+    f"{m}/block_{i:02d}": layer
+    for m, tower in towers.items()
+    for i, layer in enumerate(tower.encoder.layers)
+  }
+  with peers.quiet():
+    out, want = peers.recorded(torch, modules, lambda: model(**inputs))
+  got, mask = peers.ours(config, params, batch)
+  for m in ("image", "text"):
+    del got[f"{m}/tokens"]
+    embedding = got.pop(f"{m}/embedding")
+    unit = embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)
+    got[f"{m}/unit"] = unit
+    want[f"{m}/unit"] = getattr(out, f"{m}_embeds").detach().numpy()
+  want["logits"] = out.logits_per_image.numpy()
+  peers.compare(got, want, mask)
+  # It is written as a SiglipModel.
+  _, card = convert.save(config, params, "hf")
+  assert card["model_type"] == "siglip"
+
+
 MODELS = {"CLIPModel": clip, "SiglipModel": siglip}
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,10 @@ import numpy as np
 import pytest
 
 from model.layers import constrain
+from model.layers.attention import Attention
 from model.layers.block import Block, TrunkConfig
+from model.layers.mlp import Mlp
+from model.layers.norm import Norm
 from tests.model.layers.filled import filled
 
 KEY = jax.random.key(0)
@@ -48,6 +53,36 @@ def test_modalities_share_weights_but_not_attention(dense):
   for m in both:
     alone, _ = apply(params, (m,))
     np.testing.assert_allclose(alone[m], both[m], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_norms_after_the_sums_and_scales_of_the_branches(dense, scale):
+  own = dense[0]["params"]
+  config = dataclasses.replace(CONFIG, norm_after=not scale, layer_scale=scale)
+  block = Block(config)
+  if scale:
+    own = own | {"scale1": jnp.full(8, scale), "scale2": jnp.full(8, 2 * scale)}
+  shapes = jax.eval_shape(lambda: block.init(KEY, streams(), MASKS, None)["params"])
+  assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, shapes)
+
+  def by_hand(own, y, mask):
+    norm = lambda i, y: Norm().apply({"params": own[f"norm{i}"]}, y)  # noqa: E731
+    attention = lambda y: Attention(2).apply({"params": own["attention"]}, y, mask)  # noqa: E731
+    mlp = lambda y: Mlp(16).apply({"params": own["mlp"]}, y)  # noqa: E731
+    for i, part in ((1, attention), (2, mlp)):
+      y = y + i * scale * part(norm(i, y)) if scale else norm(i, y + part(y))
+    return y
+
+  @jax.jit
+  def both(own):
+    x, _ = block.apply({"params": own}, streams(), MASKS, None)
+    return x, {m: by_hand(own, y, MASKS[m]) for m, y in streams().items()}
+
+  got, want = both(own)
+  for m in want:
+    np.testing.assert_allclose(got[m], want[m], atol=1e-5)
+  with pytest.raises(ValueError, match=r"layer_scale = -1, expected above 0"):
+    dataclasses.replace(CONFIG, layer_scale=-1)
 
 
 def test_a_sparse_mlp_gets_all_tokens_in_alphabetical_order(dense):

@@ -33,6 +33,8 @@ def test_mean_and_last_are_over_real_tokens():
   y = pool.apply(params, x, MASK)
   np.testing.assert_array_equal(y[:2], [x[0, 1], x[1, 3]])
   np.testing.assert_array_equal(pool.apply(params, x, None), x[:, 3])
+  pool, params = init("first")
+  np.testing.assert_array_equal(pool.apply(params, x, MASK)[:2], x[:2, 0])
 
 
 def test_cls_puts_a_learned_token_in_front():
@@ -42,6 +44,18 @@ def test_cls_puts_a_learned_token_in_front():
   np.testing.assert_array_equal(x[:, 1:], tokens())
   y = pool.apply(params, x, mask)
   np.testing.assert_array_equal(y, jnp.tile(params["params"]["cls"][None], (3, 1)))
+
+
+def test_registers_stand_behind_the_learned_token():
+  pool, params = init("cls", registers=2)
+  x, mask = pool.apply(params, tokens(), MASK, method="prepend")
+  own = params["params"]
+  want = jnp.concatenate([own["cls"][None], own["registers"]])
+  np.testing.assert_array_equal(x[:, :3], jnp.tile(want[None], (3, 1, 1)))
+  np.testing.assert_array_equal(x[:, 3:], tokens())
+  np.testing.assert_array_equal(mask[:, 3:], MASK)
+  assert bool(mask[:, :3].all())
+  np.testing.assert_array_equal(pool.apply(params, x, mask)[0], own["cls"])
 
 
 def test_map_is_a_query_then_a_residual_mlp():
