@@ -99,6 +99,7 @@ def embed(
   batch_size: int = 0,
   options: Mapping[str, Any] | None = None,
   watch: Watch | None = None,
+  limit: int = 0,
 ) -> Embedded:
   """Encodes a split once: padded batches in, unpadded unit embeddings out.
 
@@ -110,9 +111,11 @@ def embed(
     batch_size: global; 0 is config.batch_size.
     options: changes to the source's options, such as a drawing style or a language.
     watch: called with each global batch, padding included, and its aux.
+    limit: usable examples, the first ones; 0 is all.
 
   Raises:
-    ValueError: an unknown modality, or a split without examples.
+    ValueError: an unknown modality, a split without examples, or one whose embeddings
+      do not fit into this host's memory.
   """
   known = tuple(context.config.model.modalities)
   wanted = tuple(modalities) or known
@@ -131,12 +134,14 @@ def embed(
   )
   hidden = {k for m in set(known) - set(wanted) for k in (m, f"{m}_mask")}
   kept = ({k: v for k, v in b.items() if k not in hidden} for b in batches)
-  z, side, aux = _encode_all(context, params, kept, watch)
+  rows = limit or len(batches) * (batch_size or context.config.batch_size)
+  z, side, aux = _encode_all(context, params, kept, watch, rows, split)
   if not z or not len(side["valid"]):
     raise ValueError(
       f"split {split!r} of {context.config.data.source!r} has no examples"
     )
   valid = side["valid"].astype(bool)
+  valid &= np.cumsum(valid) <= rows
   index = side.get("index", np.cumsum(valid) - 1)
   labels = {
     key.removeprefix("label_"): value[valid]
@@ -150,6 +155,40 @@ def embed(
     index=index[valid].astype(np.int64),
     aux=aux,
   )
+
+
+def check_memory(
+  dims: Mapping[str, int], rows: int, split: str, free: int | None = None
+) -> None:
+  """Checks that the embeddings of a split fit into this host's memory.
+
+  Args:
+    dims: modality -> d; each row holds f32[d].
+    rows: to be embedded.
+    split: for the message.
+    free: bytes; None asks the system, and checks nothing if that does not know.
+
+  Raises:
+    ValueError: they do not; with the arithmetic.
+  """
+  free = free_memory() if free is None else free
+  need = 2 * 4 * rows * sum(dims.values())  # twice: parts, then joined
+  if free is not None and need > free:
+    sizes = " + ".join(f"{m} {rows:,} x {d}" for m, d in sorted(dims.items()))
+    raise ValueError(
+      f"the embeddings of split {split!r} ({sizes}, f32) need {need / 2**30:.1f} GiB of "
+      f"host memory while they are joined, and {free / 2**30:.1f} GiB are free: set the "
+      "evaluator's limit, name a smaller split, or take a host with more memory"
+    )
+
+
+def free_memory() -> int | None:
+  """Returns the bytes of memory that this host has free; None where it does not say."""
+  path = epath.Path("/proc/meminfo")  # sysconf counts no cache, which can be given back
+  if not path.exists():
+    return None
+  found = dict(line.split(":", 1) for line in path.read_text().splitlines())
+  return 1024 * int(found["MemAvailable"].split()[0])
 
 
 def encode_rows(
@@ -194,8 +233,14 @@ def _encode_all(
   params: Params,
   batches: Iterable[Mapping[str, np.ndarray]],
   watch: Watch | None = None,
+  limit: int = 0,
+  split: str = "",
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Returns (embeddings, ids and labels, averaged aux), padding rows included."""
+  """Returns (embeddings, ids and labels, averaged aux), padding rows included.
+
+  Ends with the batch that reaches `limit` valid rows, if that is not 0; these must fit
+  into memory.
+  """
   modalities = tuple(context.config.model.modalities)
   arrays = {k for m in modalities for k in (m, f"{m}_mask")}
   z: dict[str, list[np.ndarray]] = {}
@@ -205,6 +250,8 @@ def _encode_all(
   for rows in batches:
     batch = placement.put_batch(rows, context.mesh)
     encoded, batch_aux = context.apply(params, batch)
+    if not z and limit:
+      check_memory({m: x.shape[1] for m, x in encoded.items()}, limit, split)
     for m, x in encoded.items():
       z.setdefault(m, []).append(to_numpy(x))
     # Sorted: each is a collective, and the order of a set differs between processes.
@@ -217,6 +264,8 @@ def _encode_all(
       value = batch_aux[key]
       aux[key] = aux.get(key, 0.0) + share * to_numpy(value).astype(np.float64)
     weight += share
+    if limit and weight >= limit:
+      break
   averaged = {k: np.asarray(v / max(weight, 1.0), np.float32) for k, v in aux.items()}
   return _joined(z), _joined(side), averaged
 

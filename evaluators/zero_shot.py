@@ -12,7 +12,7 @@ import numpy as np
 
 from evaluators import context as context_lib
 from evaluators.context import Context, Embedded
-from evaluators.retrieval import TIE
+from evaluators.gallery import TIE
 from input_pipeline import pipeline
 from model.types import Params
 

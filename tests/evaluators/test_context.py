@@ -49,7 +49,7 @@ def test_rows_are_padded_and_cut(context, params):
 
 
 def test_an_empty_split_is_an_error(context, split, params, monkeypatch):
-  monkeypatch.setattr(context_lib.pipeline, "eval_batches", lambda *a, **k: iter(()))
+  monkeypatch.setattr(context_lib.pipeline, "eval_batches", lambda *a, **k: [])
   with pytest.raises(ValueError, match=r"split 'nothing'.*no examples"):
     context_lib.embed(context, params, split="nothing")
 
