@@ -28,13 +28,7 @@ def resamples(n: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def draw_means(values: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
-  """Returns f64[draws, m]: the means of values [n, m] in each resample.
-
-  Raises:
-    ValueError: no values.
-  """
-  if not len(values):
-    raise ValueError("an interval needs at least one query, got none")
+  """Returns f64[draws, m]: the means of values [n, m] in each resample."""
   x = np.ascontiguousarray(values.T, np.float64)
   counts = resamples(len(values), draws, seed)
   return np.stack([x @ count for count in counts]) / len(values)
@@ -49,7 +43,12 @@ def means(
     values: metric -> [n], the value of each query; one n for all.
     draws: resamples; 0 gives no interval.
     seed: of the resamples.
+
+  Raises:
+    ValueError: no queries.
   """
+  if not all(map(len, values.values())):
+    raise ValueError("a mean over queries needs at least one query, got none")
   out = {k: float(v.mean(dtype=np.float64)) for k, v in values.items()}
   if draws and values:
     drawn = draw_means(np.stack(list(values.values()), axis=1), draws, seed)

@@ -176,9 +176,9 @@ def check_memory(
   if free is not None and need > free:
     sizes = " + ".join(f"{m} {rows:,} x {d}" for m, d in sorted(dims.items()))
     raise ValueError(
-      f"the embeddings of split {split!r} ({sizes}, f32) need {need / 2**30:.1f} GiB of "
-      f"host memory while they are joined, and {free / 2**30:.1f} GiB are free: set the "
-      "evaluator's limit, name a smaller split, or take a host with more memory"
+      f"the embeddings of split {split!r} ({sizes}, f32) need {need / 2**30:.1f} GiB "
+      f"of host memory while they are joined, and {free / 2**30:.1f} GiB are free: set "
+      "the evaluator's limit, name a smaller split, or take a host with more memory"
     )
 
 

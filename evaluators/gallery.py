@@ -242,7 +242,9 @@ def _programs(mesh: Mesh, near: int, k: int) -> tuple[Callable, Callable]:
     real = _real(g, span)[None]
     similarity = _similarity(q, g)
     wrong = (q_id[:, None] != g_id[None]) & real
-    rank += jnp.sum(wrong & (similarity >= best[:, None] - TIE), axis=1, dtype=jnp.int32)
+    rank += jnp.sum(
+      wrong & (similarity >= best[:, None] - TIE), axis=1, dtype=jnp.int32
+    )
     new, at = lax.top_k(jnp.where(real, similarity, -jnp.inf), near)
     # top_k keeps the first of equals, and what was there comes first.
     score, place = lax.top_k(jnp.concatenate([score, new], axis=1), k)

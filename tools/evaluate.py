@@ -63,7 +63,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--evaluators", nargs="+", default=[], help="default: those of the config")
   add("--option", nargs="+", default=[], help="e.g. retrieval.ks=(1,10)")
   add("--set", nargs="+", default=[], help="config keys, e.g. batch_size=64")
-  add("--mesh", default="", help="e.g. data=2,fsdp=4; default: the config's, if it fits")
+  add(
+    "--mesh", default="", help="e.g. data=2,fsdp=4; default: the config's, if it fits"
+  )
   add("--bootstrap", type=int, default=1000, help="resamples of intervals; 0: none")
   add("--against", default="", help="the JSON of another evaluation, to compare with")
   add("--out", default="", help="JSON; default: <workdir>/evaluation/step_<n>.json")

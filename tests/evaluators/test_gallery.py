@@ -67,7 +67,8 @@ def test_one_device_gives_what_eight_give(mesh):
   x = case(True)
   alone = meshes.make(dict(data=1), jax.devices()[:1])
   one, eight = (
-    gallery.stream(*x, mesh=m, k=7, block=b, tile=16) for m, b in ((alone, 16), (mesh, 2))
+    gallery.stream(*x, mesh=m, k=7, block=b, tile=16)
+    for m, b in ((alone, 16), (mesh, 2))
   )
   same(one, eight)
   np.testing.assert_array_equal(one.top, eight.top)
