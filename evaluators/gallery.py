@@ -34,7 +34,6 @@ TIE = 1e-6
 SMALL = 2**24  # pairs up to which numpy is done before a program is compiled
 BLOCK = 4096  # queries of one device at a time
 TILE = 8192  # items at a time
-_SIDES = ("left", "right")  # of equal ids, in order
 _AHEAD = 2  # tiles sent before the host waits: bounds the tiles in a device's memory
 
 
@@ -145,7 +144,8 @@ def stream(
   check_finite(queries, gallery)
   q, m = len(queries), len(gallery)
   by_id = np.argsort(gallery_id, kind="stable")
-  first, last = (np.searchsorted(gallery_id[by_id], query_id, s) for s in _SIDES)
+  ids = gallery_id[by_id]
+  first, last = np.searchsorted(ids, query_id), np.searchsorted(ids, query_id, "right")
   _check_positives(last > first, query_id)
   k, tile = min(k, m), min(tile, _power_of_two(m))
   shards = meshes.batch_shards(mesh)
@@ -197,7 +197,7 @@ def _one_block(programs, query, items, right, how):
       at = slice(start, start + tile)
       at = at if positions is None else positions[at]
       x, ids = gallery[at], gallery_id[at]
-      span = np.int32([start, len(x)])
+      span = np.asarray([start, len(x)], np.int32)
       rows = _padded(x, tile), _padded(ids, tile), span
       yield tuple(_put(part, whole) for part in rows)
 

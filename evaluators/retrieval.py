@@ -30,8 +30,8 @@ def summarise(
 ) -> dict[str, float]:
   """Returns r<k> (share of queries), median_rank (from 1), mrr and chance_r<k>.
 
-  `gallery` is its number of items; chance is that of a random order; draws are resamples
-  for intervals of r<k> and mrr, 0 for none.
+  `gallery` is its number of items; chance is that of a random order; draws are
+  resamples for intervals of r<k> and mrr, 0 for none.
   """
   metrics = bootstrap.means(per_query(found.rank, ks), draws)
   metrics["median_rank"] = float(np.median(found.rank + 1))

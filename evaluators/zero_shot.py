@@ -185,7 +185,8 @@ class Evaluator:
     """Returns <label>_top1 and so on; saves the accuracy of each class."""
     embedded = self._embed(params, self.split)
     known = self._embed(params, self.calibrate) if self.calibrate else None
-    metrics, queries = {}, {}
+    metrics: dict[str, float] = {}
+    queries: dict[str, np.ndarray] = {}
     for label in self.labels:
       found, ranked = self._classify(params, embedded, known, label)
       metrics |= {f"{label}_{key}": value for key, value in found.items()}

@@ -1,9 +1,9 @@
 """The evaluators of a config, on their schedules, and what they evaluate offline.
 
 A metric is called <evaluator>/<metric>. What it means is its evaluator's protocol, a
-number that each class states: `version`, 1 where it states none. Names of version 1 are
-bare; whoever changes what a metric means raises the number, and the names become
-<evaluator>_v2/<metric>, so that figures of two protocols cannot be taken for each other.
+number that each class states: `version`, 1 where it states none. Names of version 1
+are bare; whoever changes what a metric means raises the number, and the names become
+<evaluator>_v2/<metric>: figures of two protocols cannot be taken for each other.
 """
 
 from collections.abc import Mapping

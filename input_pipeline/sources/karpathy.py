@@ -133,18 +133,14 @@ def _image(position: int, entry: Mapping[str, Any], most: int | None) -> _Image:
   name, folder = entry.get("filename"), entry.get("filepath")
   if isinstance(name, str) and isinstance(folder, str) and folder:
     name = f"{folder}/{name}"
-  found = entry.get("sentences")
-  raw = (
-    [s.get("raw") for s in found if isinstance(s, Mapping)] if _is_list(found) else []
-  )
+  found: Any = entry.get("sentences")
+  found = found if isinstance(found, list) else []
+  raw = [s.get("raw") for s in found if isinstance(s, Mapping)]
   texts = tuple(t for t in raw if isinstance(t, str) and untrusted.is_utf8(t))
   number = entry.get("imgid")
-  known = isinstance(number, int) and 0 <= number < 2**31
-  return _Image(name, texts[:most], number if known else position)
-
-
-def _is_list(value: Any) -> bool:
-  return isinstance(value, list)
+  if not isinstance(number, int) or not 0 <= number < 2**31:
+    number = position
+  return _Image(name, texts[:most], number)
 
 
 def _hashable(value: Any) -> Any:

@@ -155,7 +155,7 @@ class TestClipBenchmark:
     assert found[0] == first | dict(label_class=1)
     assert found[1]["label_class"] == 0 and found[2] == "no such class"
     same_after_pickling(source)
-    with pytest.raises(ValueError, match="have classes, as its classnames.txt says"):
+    with pytest.raises(ValueError, match="have classes, as its classnames"):
       clip_benchmark.Source(root=str(tmp_path), captions=5)
     (tmp_path / "classnames.txt").write_text("")
     with pytest.raises(ValueError, match="is empty"):
