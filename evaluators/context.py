@@ -6,6 +6,7 @@ process index, so that no host waits for a collective that another one skipped.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from etils import epath
@@ -41,16 +42,28 @@ class Context:
   workdir: str = ""
   # One jitted function for all evaluators and all steps of a run: compiled once for
   # each set of modalities and batch size.
-  _compiled: dict[str, Any] = dataclasses.field(
+  _compiled: dict[bool, Any] = dataclasses.field(
     default_factory=dict, init=False, repr=False, compare=False
   )
 
-  def apply(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
-    """Returns (modality -> unit f32[b, d], aux) of one global batch; compiles once."""
-    if "encode" not in self._compiled:
-      self._compiled["encode"] = jax.jit(embedder(self.encode))
+  def apply(
+    self, params: Params, batch: Mapping[str, jax.Array], tokens: bool = False
+  ) -> Any:
+    """Returns (modality -> unit f32[b, d], aux) of one global batch; compiles once.
+
+    With tokens: modality -> f32[b, t, w] and <modality>_mask -> bool[b, t].
+    """
+    if tokens not in self._compiled:
+      made = token_reader if tokens else embedder
+      self._compiled[tokens] = jax.jit(made(self.encode))
     with jax.set_mesh(self.mesh):
-      return self._compiled["encode"](params, batch)
+      return self._compiled[tokens](params, batch)
+
+  def changed(self, config: ConfigDict) -> "Context":
+    """Returns a context of other data, which shares the compiled programs."""
+    new = dataclasses.replace(self, config=config)
+    object.__setattr__(new, "_compiled", self._compiled)
+    return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +71,8 @@ class Embedded:
   """A whole split in the shared space, without padding, the same on every host.
 
   Attributes:
-    z: modality -> f32[n, d], L2-normalised.
+    z: modality -> f32[n, d], L2-normalised; or, where tokens were asked for, f32[n, t,
+      w] as the tower gives them, and <modality>_mask bool[n, t].
     id: i32[n]; equal ids mean the same concept, hence a positive pair.
     labels: label name -> i32[n], -1 where unlabelled.
     index: i64[n], positions in `input_pipeline.pipeline.source(config, split=...)`.
@@ -83,6 +97,25 @@ def embedder(encode: Callable) -> Callable:
   return embed_batch
 
 
+def token_reader(encode: Callable) -> Callable:
+  """Returns read(params, batch) -> (tokens and masks of modalities, {}), to be jitted.
+
+  Raises:
+    ValueError: a tower, or a head on it, that gives no tokens.
+  """
+
+  def read(params, batch):
+    out = {}
+    for m, e in encode(params, batch)[0].items():
+      if e.tokens is None:
+        raise ValueError(f"{m!r} has no tokens: a head that makes the embedding took them")
+      mask = jnp.ones(e.tokens.shape[:2], bool) if e.mask is None else e.mask
+      out |= {m: e.tokens.astype(jnp.float32), f"{m}_mask": mask}
+    return out, {}
+
+  return read
+
+
 def normalise(x: jax.Array) -> jax.Array:
   """Returns x [b, d] in f32 and at unit length; a zero vector stays zero."""
   x = x.astype(jnp.float32)
@@ -100,6 +133,7 @@ def embed(
   options: Mapping[str, Any] | None = None,
   watch: Watch | None = None,
   limit: int = 0,
+  tokens: bool = False,
 ) -> Embedded:
   """Encodes a split once: padded batches in, unpadded unit embeddings out.
 
@@ -112,6 +146,7 @@ def embed(
     options: changes to the source's options, such as a drawing style or a language.
     watch: called with each global batch, padding included, and its aux.
     limit: usable examples, the first ones; 0 is all.
+    tokens: of the towers, instead of the embeddings.
 
   Raises:
     ValueError: an unknown modality, a split without examples, or one whose embeddings
@@ -135,7 +170,7 @@ def embed(
   hidden = {k for m in set(known) - set(wanted) for k in (m, f"{m}_mask")}
   kept = ({k: v for k, v in b.items() if k not in hidden} for b in batches)
   rows = limit or len(batches) * (batch_size or context.config.batch_size)
-  z, side, aux = _encode_all(context, params, kept, watch, rows, split)
+  z, side, aux = _encode_all(context, params, kept, watch, rows, split, tokens)
   if not z or not len(side["valid"]):
     raise ValueError(
       f"split {split!r} of {context.config.data.source!r} has no examples"
@@ -235,6 +270,7 @@ def _encode_all(
   watch: Watch | None = None,
   limit: int = 0,
   split: str = "",
+  tokens: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
   """Returns (embeddings, ids and labels, averaged aux), padding rows included.
 
@@ -249,9 +285,9 @@ def _encode_all(
   weight = 0.0
   for rows in batches:
     batch = placement.put_batch(rows, context.mesh)
-    encoded, batch_aux = context.apply(params, batch)
+    encoded, batch_aux = context.apply(params, batch, tokens)
     if not z and limit:
-      check_memory({m: x.shape[1] for m, x in encoded.items()}, limit, split)
+      check_memory({m: math.prod(x.shape[1:]) for m, x in encoded.items()}, limit, split)
     for m, x in encoded.items():
       z.setdefault(m, []).append(to_numpy(x))
     # Sorted: each is a collective, and the order of a set differs between processes.

@@ -34,6 +34,7 @@ TIE = 1e-6
 SMALL = 2**24  # pairs up to which numpy is done before a program is compiled
 BLOCK = 4096  # queries of one device at a time
 TILE = 8192  # items at a time
+_GROUP = 64  # items whose greatest similarity stands for them
 _AHEAD = 2  # tiles sent before the host waits: bounds the tiles in a device's memory
 
 
@@ -245,7 +246,7 @@ def _programs(mesh: Mesh, near: int, k: int) -> tuple[Callable, Callable]:
     rank += jnp.sum(
       wrong & (similarity >= best[:, None] - TIE), axis=1, dtype=jnp.int32
     )
-    new, at = lax.top_k(jnp.where(real, similarity, -jnp.inf), near)
+    new, at = top_k(jnp.where(real, similarity, -jnp.inf), near)
     # top_k keeps the first of equals, and what was there comes first.
     score, place = lax.top_k(jnp.concatenate([score, new], axis=1), k)
     top = jnp.concatenate([top, span[0] + at], axis=1)
@@ -260,6 +261,24 @@ def _programs(mesh: Mesh, near: int, k: int) -> tuple[Callable, Callable]:
     return jax.jit(f)
 
   return mapped(best_of, (rows,)), mapped(visit, ((rows,) * 3, rows))
+
+
+def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """Returns `lax.top_k` of x f32[q, t]: of equals the first ones, in order.
+
+  Long rows take it in two steps. The k greatest lie in the k groups whose own greatest
+  are so: only these are sorted, and the rest takes no more than a maximum.
+  """
+  q, t = x.shape
+  if t % _GROUP or t // _GROUP <= 2 * k:
+    return lax.top_k(x, k)
+  groups = x.reshape(q, t // _GROUP, _GROUP)
+  _, best = lax.top_k(jnp.max(groups, axis=2), k)
+  best = jnp.sort(best, axis=1)  # back in order of positions, for equals
+  some = jnp.take_along_axis(groups, best[:, :, None], axis=1)
+  values, place = lax.top_k(some.reshape(q, k * _GROUP), k)
+  group = jnp.take_along_axis(best, place // _GROUP, axis=1)
+  return values, group * _GROUP + place % _GROUP
 
 
 def _similarity(q: jax.Array, g: jax.Array) -> jax.Array:

@@ -63,6 +63,17 @@ def test_equal_items_come_in_order(mesh):
   assert (found.rank == 39).all()  # all alike: the right one comes last
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_top_k_in_two_steps_is_that_in_one(k):
+  rng = np.random.default_rng(k)
+  x = rng.integers(0, 30, (5, 1024)).astype(np.float32)  # equals in every group
+  x[1] = 0
+  x[2, 7:] = -np.inf
+  got, want = jax.jit(lambda x: (gallery.top_k(x, k), jax.lax.top_k(x, k)))(x)
+  np.testing.assert_array_equal(got[0], want[0])
+  np.testing.assert_array_equal(got[1], want[1])
+
+
 def test_one_device_gives_what_eight_give(mesh):
   x = case(True)
   alone = meshes.make(dict(data=1), jax.devices()[:1])

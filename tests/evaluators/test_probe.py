@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluators import probe
+from evaluators import features, probe
 
 M, N, D, CLASSES = 60, 25, 6, 4
 
@@ -52,8 +52,8 @@ def test_the_ridge_is_chosen_on_concepts_that_were_left_out():
   (w, b), ridge = probe.fitted(x, y, concept, (1e6, 1e-3), CLASSES)
   assert ridge == 1e-3  # the other one predicts the most frequent class
   np.testing.assert_array_equal(w, probe.least_squares(x, y, ridge, CLASSES)[0])
-  assert probe.accuracy((queries @ w + b).argmax(axis=1), truth)["top1"] > 0.8
-  held = (concept % probe.HELD_OUT) == probe.HELD_OUT - 1
+  assert features.accuracy((queries @ w + b).argmax(axis=1), truth)["top1"] > 0.8
+  held = (concept % features.HELD_OUT) == features.HELD_OUT - 1
   best = max(
     (1e-4, 1e-2, 1.0),
     key=lambda r: sum(
@@ -66,7 +66,7 @@ def test_the_ridge_is_chosen_on_concepts_that_were_left_out():
 
 def test_accuracy_counts_classes_alike():
   label = np.int32([0, 0, 0, 1])
-  got = probe.accuracy(np.zeros(4, np.int64), label)
+  got = features.accuracy(np.zeros(4, np.int64), label)
   assert got == {"top1": 0.75, "mean_per_class": 0.5}
 
 
