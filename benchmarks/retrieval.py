@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Sequence
 import json
 import pathlib
-import resource
 import time
 from typing import Any
 
@@ -47,11 +46,11 @@ def measure(items: int, queries: int, dim: int) -> dict[str, Any]:
   """
   q, g, query_id, gallery_id = data(items, queries, dim)
   mesh = meshes.make(dict(data=-1))
-  before = _peak()
+  before = _memory(reset=True)
   started, busy = time.perf_counter(), time.process_time()
   found = gallery.stream(q, g, query_id, gallery_id, mesh=mesh, k=10)
   wall, busy = time.perf_counter() - started, time.process_time() - busy
-  more = _peak() - before
+  more = _memory() - before
   some = slice(CHECKED)
   want = gallery.search(q[some], g, query_id[some], gallery_id, k=10, tile=CHECKED)
   if not (want.rank == found.rank[some]).all():
@@ -71,8 +70,13 @@ def measure(items: int, queries: int, dim: int) -> dict[str, Any]:
   }
 
 
-def _peak() -> int:
-  return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _memory(reset: bool = False) -> int:
+  """Returns the most bytes that this process had since the last reset (Linux)."""
+  own = pathlib.Path("/proc/self")
+  if reset:
+    (own / "clear_refs").write_text("5")
+  found = dict(x.split(":", 1) for x in (own / "status").read_text().splitlines())
+  return 1024 * int(found["VmHWM"].split()[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

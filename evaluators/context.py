@@ -59,9 +59,12 @@ class Context:
     with jax.set_mesh(self.mesh):
       return self._compiled[tokens](params, batch)
 
-  def changed(self, config: ConfigDict) -> "Context":
-    """Returns a context of other data, which shares the compiled programs."""
-    new = dataclasses.replace(self, config=config)
+  def changed(self, **fields: Any) -> "Context":
+    """Returns a context with some other fields, which shares the compiled programs.
+
+    Not for another mesh or encode: the programs are those of this one.
+    """
+    new = dataclasses.replace(self, **fields)
     object.__setattr__(new, "_compiled", self._compiled)
     return new
 
@@ -105,10 +108,12 @@ def token_reader(encode: Callable) -> Callable:
   """
 
   def read(params, batch):
-    out = {}
+    out: dict[str, jax.Array] = {}
     for m, e in encode(params, batch)[0].items():
       if e.tokens is None:
-        raise ValueError(f"{m!r} has no tokens: a head that makes the embedding took them")
+        raise ValueError(
+          f"{m!r} has no tokens: a head that makes the embedding took them"
+        )
       mask = jnp.ones(e.tokens.shape[:2], bool) if e.mask is None else e.mask
       out |= {m: e.tokens.astype(jnp.float32), f"{m}_mask": mask}
     return out, {}
@@ -287,7 +292,9 @@ def _encode_all(
     batch = placement.put_batch(rows, context.mesh)
     encoded, batch_aux = context.apply(params, batch, tokens)
     if not z and limit:
-      check_memory({m: math.prod(x.shape[1:]) for m, x in encoded.items()}, limit, split)
+      check_memory(
+        {m: math.prod(x.shape[1:]) for m, x in encoded.items()}, limit, split
+      )
     for m, x in encoded.items():
       z.setdefault(m, []).append(to_numpy(x))
     # Sorted: each is a collective, and the order of a set differs between processes.

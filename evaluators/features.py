@@ -1,4 +1,4 @@
-"""Labelled embeddings of frozen towers: what the probes learn from and are scored on."""
+"""Labelled embeddings of frozen towers: what probes learn from and are scored on."""
 
 from collections.abc import Mapping
 import dataclasses

@@ -140,7 +140,9 @@ def _step(apply: Apply, rule: str) -> tuple[Callable, Callable]:
 
   def step(params, state, batch, lr, l2):
     grad = jax.grad(lambda p: objective(apply, p, batch, l2))(params)
-    updates, state = tx.update(grad, state, params)
+    # Adam counts in int32 and computes with it, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, state = tx.update(grad, state, params)
     return jax.tree.map(lambda p, u: p - lr * u, params, updates), state
 
   return jax.jit(tx.init), jax.jit(step)

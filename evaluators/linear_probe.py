@@ -137,7 +137,8 @@ class Evaluator:
       rule="sgd",
       epochs=self.epochs,
       batch_size=self.minibatch,
-      **setting,
+      lr=setting["lr"],
+      l2=l2,
     )
 
   def _classify(self, fitted: Any, data: Labelled) -> np.ndarray:

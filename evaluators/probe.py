@@ -16,6 +16,7 @@ from evaluators.context import Context
 from evaluators.features import Labelled
 from model.types import Params
 
+
 def nearest(
   train: np.ndarray,
   label: np.ndarray,

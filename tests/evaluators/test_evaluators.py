@@ -9,6 +9,8 @@ import pytest
 
 from evaluators import health, retrieval, routing, zero_shot
 from model import catalogue
+from model.types import Encoded
+from sharding import mesh as meshes
 
 
 def load(tmp_path, name):
@@ -209,3 +211,36 @@ def test_an_empty_list_of_classes_is_an_error(context, split, monkeypatch):
   monkeypatch.setattr(conftest.Source, "classes", {"group": ()})
   with pytest.raises(ValueError, match="names no classes of 'group'"):
     zero_shot.Evaluator(context)
+
+
+EVERY = {
+  "attentive_probe": dict(heads=2, epochs=20),
+  "few_shot": dict(shots=(3,)),
+  "health": {},
+  "linear_probe": dict(l2=(1e-1,)),
+  "probe": {},
+  "retrieval": dict(unique=("image",)),
+  "routing": {},
+  "zero_shot": dict(calibrate="train"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_one_device_measures_what_eight_do(name, context, params):
+  """Both pad: 37 rows of batches of 16 on one device, or two rows a device."""
+
+  def encode(params, batch):
+    encoded, aux = context.encode(params, batch)
+    tokens = {m: jnp.stack([x.pooled, -x.pooled], 1) for m, x in encoded.items()}
+    return {m: Encoded(encoded[m].pooled, tokens[m]) for m in encoded}, aux
+
+  metrics = []
+  for mesh in (context.mesh, meshes.make(dict(data=1), jax.devices()[:1])):
+    new = dataclasses.replace(context, mesh=mesh, encode=encode)
+    options = {"context": new, **EVERY[name]}
+    metrics.append(catalogue.load("evaluators", name, "Evaluator", options).run(params))
+  eight, one = metrics
+  assert eight.keys() == one.keys()
+  for key in one:
+    assert type(one[key]) is float and np.isfinite(one[key]), key
+    assert eight[key] == pytest.approx(one[key], abs=1e-5), key

@@ -8,7 +8,7 @@ import pytest
 
 from evaluators import features, fit, linear_probe
 from sharding import mesh as meshes
-from tests.evaluators.test_probe import CLASSES, M, D, data
+from tests.evaluators.test_probe import CLASSES, D, M, data
 
 
 def labelled(x, y):
@@ -31,7 +31,9 @@ def test_lbfgs_is_scikit_learns(alone, l2):
   logits = queries @ got["w"] + got["b"]
   p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   np.testing.assert_allclose(p, model.predict_proba(queries), atol=2e-5)
-  predicted = fit.predict(fit.linear, got, labelled(queries, model.predict(queries)), alone)
+  predicted = fit.predict(
+    fit.linear, got, labelled(queries, model.predict(queries)), alone
+  )
   np.testing.assert_array_equal(predicted, model.predict(queries))
 
 
@@ -56,14 +58,16 @@ def test_minibatches_are_whole_and_of_each_row_once():
   assert [len(r) for r in rows] == [4] * 6
   for first in (0, 2, 4):
     assert len(np.unique(np.concatenate(rows[first : first + 2]))) == 8
-  assert list(fit.minibatches(3, 4, 1, seed=0))[0].shape == (3,)
+  assert next(fit.minibatches(3, 4, 1, seed=0)).shape == (3,)
 
 
 def test_the_penalty_is_chosen_on_what_was_left_out(context, alone):
   context = dataclasses.replace(context, mesh=alone)
   x, y, queries, truth = data(spread=0.3)
   evaluator = linear_probe.Evaluator(context, l2=(1e3, 1e-3))
-  predicted, chosen = evaluator._predict("lbfgs", labelled(x, y), labelled(queries, truth))
+  predicted, chosen = evaluator._predict(
+    "lbfgs", labelled(x, y), labelled(queries, truth)
+  )
   assert chosen == {"l2": 1e-3}  # the other one predicts the most frequent class
   assert (predicted == truth).mean() > 0.8
   # A validation split decides instead, where there is one.
