@@ -60,9 +60,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--workdir", default="", help="of a run: its config.json, checkpoint, tokenizer")
   add("--config", default="", help="instead of the workdir's: configs/x.py or x.py:arg")
   add("--checkpoint", default="", help="a workdir or a step's folder; the workdir's")
-  add("--evaluators", nargs="+", default=[], help="default: those of the config")
-  add("--option", nargs="+", default=[], help="e.g. retrieval.ks=(1,10)")
-  add("--set", nargs="+", default=[], help="config keys, e.g. batch_size=64")
+  add(
+    "--evaluators",
+    nargs="+",
+    action="extend",
+    default=[],
+    help="default: those of the config",
+  )
+  add(
+    "--option", nargs="+", action="extend", default=[], help="e.g. retrieval.ks=(1,10)"
+  )
+  add(
+    "--set",
+    nargs="+",
+    action="extend",
+    default=[],
+    help="config keys, e.g. batch_size=64",
+  )
   add(
     "--mesh", default="", help="e.g. data=2,fsdp=4; default: the config's, if it fits"
   )
