@@ -107,7 +107,7 @@ class Evaluator:
     """
     how = (self.modality, self.batch_size, self.source)
     embedded = [
-      features.embed(self.context, params, s, *how, tokens=True)
+      features.embed(self.context, params, s, *how, read="tokens")
       for s in (self.train, self.split)
     ]
     metrics: dict[str, float] = {}

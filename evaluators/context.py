@@ -42,22 +42,18 @@ class Context:
   workdir: str = ""
   # One jitted function for all evaluators and all steps of a run: compiled once for
   # each set of modalities and batch size.
-  _compiled: dict[bool, Any] = dataclasses.field(
+  _compiled: dict[str, Any] = dataclasses.field(
     default_factory=dict, init=False, repr=False, compare=False
   )
 
   def apply(
-    self, params: Params, batch: Mapping[str, jax.Array], tokens: bool = False
+    self, params: Params, batch: Mapping[str, jax.Array], read: str = "embeddings"
   ) -> Any:
-    """Returns (modality -> unit f32[b, d], aux) of one global batch; compiles once.
-
-    With tokens: modality -> f32[b, t, w] and <modality>_mask -> bool[b, t].
-    """
-    if tokens not in self._compiled:
-      made = token_reader if tokens else embedder
-      self._compiled[tokens] = jax.jit(made(self.encode))
+    """Returns what READERS[read] reads of one global batch; compiles once."""
+    if read not in self._compiled:
+      self._compiled[read] = jax.jit(READERS[read](self.encode))
     with jax.set_mesh(self.mesh):
-      return self._compiled[tokens](params, batch)
+      return self._compiled[read](params, batch)
 
   def changed(self, **fields: Any) -> "Context":
     """Returns a context with some other fields, which shares the compiled programs.
@@ -74,8 +70,7 @@ class Embedded:
   """A whole split in the shared space, without padding, the same on every host.
 
   Attributes:
-    z: modality -> f32[n, d], L2-normalised; or, where tokens were asked for, f32[n, t,
-      w] as the tower gives them, and <modality>_mask bool[n, t].
+    z: modality -> f32[n, d], L2-normalised; what else READERS read, as they say.
     id: i32[n]; equal ids mean the same concept, hence a positive pair.
     labels: label name -> i32[n], -1 where unlabelled.
     index: i64[n], positions in `input_pipeline.pipeline.source(config, split=...)`.
@@ -101,7 +96,7 @@ def embedder(encode: Callable) -> Callable:
 
 
 def token_reader(encode: Callable) -> Callable:
-  """Returns read(params, batch) -> (tokens and masks of modalities, {}), to be jitted.
+  """Returns read(params, batch) -> (tokens and <m>_mask of modalities, {}).
 
   Raises:
     ValueError: a tower, or a head on it, that gives no tokens.
@@ -121,6 +116,34 @@ def token_reader(encode: Callable) -> Callable:
   return read
 
 
+def gaussian_reader(encode: Callable) -> Callable:
+  """Returns read(params, batch) -> (means and <m>_log_var of modalities, {}).
+
+  Raises:
+    ValueError: a modality without a variance.
+  """
+
+  def read(params, batch):
+    out: dict[str, jax.Array] = {}
+    for m, e in encode(params, batch)[0].items():
+      if e.log_var is None:
+        raise ValueError(
+          f"{m!r} has no variance: only heads such as 'probabilistic' give one"
+        )
+      out |= {m: e.pooled.astype(jnp.float32), f"{m}_log_var": e.log_var}
+    return out, {}
+
+  return read
+
+
+# What an evaluator may ask for.
+READERS = {
+  "embeddings": embedder,
+  "tokens": token_reader,
+  "gaussians": gaussian_reader,
+}
+
+
 def normalise(x: jax.Array) -> jax.Array:
   """Returns x [b, d] in f32 and at unit length; a zero vector stays zero."""
   x = x.astype(jnp.float32)
@@ -138,7 +161,7 @@ def embed(
   options: Mapping[str, Any] | None = None,
   watch: Watch | None = None,
   limit: int = 0,
-  tokens: bool = False,
+  read: str = "embeddings",
 ) -> Embedded:
   """Encodes a split once: padded batches in, unpadded unit embeddings out.
 
@@ -151,7 +174,7 @@ def embed(
     options: changes to the source's options, such as a drawing style or a language.
     watch: called with each global batch, padding included, and its aux.
     limit: usable examples, the first ones; 0 is all.
-    tokens: of the towers, instead of the embeddings.
+    read: of READERS: the embeddings, or what else the towers and heads give.
 
   Raises:
     ValueError: an unknown modality, a split without examples, or one whose embeddings
@@ -175,7 +198,7 @@ def embed(
   hidden = {k for m in set(known) - set(wanted) for k in (m, f"{m}_mask")}
   kept = ({k: v for k, v in b.items() if k not in hidden} for b in batches)
   rows = limit or len(batches) * (batch_size or context.config.batch_size)
-  z, side, aux = _encode_all(context, params, kept, watch, rows, split, tokens)
+  z, side, aux = _encode_all(context, params, kept, watch, rows, split, read)
   if not z or not len(side["valid"]):
     raise ValueError(
       f"split {split!r} of {context.config.data.source!r} has no examples"
@@ -275,7 +298,7 @@ def _encode_all(
   watch: Watch | None = None,
   limit: int = 0,
   split: str = "",
-  tokens: bool = False,
+  read: str = "embeddings",
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
   """Returns (embeddings, ids and labels, averaged aux), padding rows included.
 
@@ -290,7 +313,7 @@ def _encode_all(
   weight = 0.0
   for rows in batches:
     batch = placement.put_batch(rows, context.mesh)
-    encoded, batch_aux = context.apply(params, batch, tokens)
+    encoded, batch_aux = context.apply(params, batch, read)
     if not z and limit:
       check_memory(
         {m: math.prod(x.shape[1:]) for m, x in encoded.items()}, limit, split

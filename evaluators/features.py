@@ -43,7 +43,7 @@ def embed(
   modality: str,
   batch_size: int,
   source: Mapping[str, Any] | None,
-  tokens: bool = False,
+  read: str = "embeddings",
 ) -> Embedded:
   """Returns one modality of a split, as `context.embed` does."""
   return context_lib.embed(
@@ -53,7 +53,7 @@ def embed(
     modalities=(modality,),
     batch_size=batch_size,
     options=source,
-    tokens=tokens,
+    read=read,
   )
 
 
