@@ -17,6 +17,7 @@ import json
 import math
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 from ml_collections import ConfigDict
@@ -36,6 +37,7 @@ LOW, HIGH = bootstrap.LOW, bootstrap.HIGH
 def main(argv: Sequence[str] | None = None) -> None:
   """Parses the flags, evaluates, prints a table and writes the JSON."""
   flags = parse(argv)
+  logging.set_verbosity(logging.ERROR)  # orbax warns of a file that no part has
   with errors.shown(debug=flags.debug), errors.settings(*errors.KINDS, RuntimeError):
     distributed.initialize()
     result = run(flags)
@@ -65,7 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     nargs="+",
     action="extend",
     default=[],
-    help="default: those of the config",
+    help="names in the config, files of evaluators/, or name=file; the config's",
   )
   add(
     "--option", nargs="+", action="extend", default=[], help="e.g. retrieval.ks=(1,10)"
@@ -233,8 +235,9 @@ def entries(config: ConfigDict, flags: argparse.Namespace) -> tuple[Any, ...]:
   known = [(file, dict(options)) for file, _, options in config.evaluators]
   named = {o.get("name", file): (file, o) for file, o in known}
   chosen = {}
-  for name in flags.evaluators or named:
-    file, options = named.get(name, (name, {}))
+  for given in flags.evaluators or named:
+    name, equals, file = given.partition("=")
+    file, options = (file, {}) if equals else named.get(name, (name, {}))
     chosen[name] = file, dict(options)
   if not chosen:
     raise ValueError("config.evaluators is empty: name some, --evaluators retrieval")

@@ -109,13 +109,13 @@ def test_a_recipe_a_checkpoint_and_one_device_give_the_same(run, tmp_path, monke
     "--checkpoint",
     workdir / "checkpoints" / "step_00000007",
   )
-  options = ("--option", "health.modalities=('image',)", "--bootstrap", 0)
+  options = ("--option", "mine.modalities=('image',)", "--bootstrap", 0)
   where = ("--out", tmp_path / "x.json")
-  found = call(*flags, "--evaluators", "health", *options, *where)
+  found = call(*flags, "--evaluators", "mine=health", *options, *where)
   assert dict(found["mesh"]) == dict(data=1, fsdp=1, expert=1, tensor=1)
   for key in ("uniformity/image", "effective_rank/image"):
     want = figures[f"shape/{key}"]
-    assert found["metrics"][f"health/{key}"] == pytest.approx(want, abs=1e-5)
+    assert found["metrics"][f"mine/{key}"] == pytest.approx(want, abs=1e-5)
 
 
 def test_two_evaluations_are_compared_in_pairs(run, tmp_path):
