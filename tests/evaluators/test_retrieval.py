@@ -100,3 +100,17 @@ def test_names_of_directions():
   assert retrieval.direction("image", "text", ("image", "text")) == "i2t"
   names = ("audio", "action")
   assert retrieval.direction("audio", "action", names) == "audio2action"
+
+
+def test_recall_and_reciprocal_rank_are_scikit_learns_where_nothing_is_equal():
+  metrics = pytest.importorskip("sklearn.metrics")
+  rng = np.random.default_rng(3)
+  q, g = unit(rng, 40, 6), unit(rng, 40, 6)
+  ids = np.arange(40, dtype=np.int32)
+  found = retrieval.summarise(gallery.search(q, g, ids, ids), 40)
+  scores = q @ g.T
+  for k in (1, 5, 10):
+    want = metrics.top_k_accuracy_score(ids, scores, k=k)
+    assert found[f"r{k}"] == pytest.approx(want)
+  want = metrics.label_ranking_average_precision_score(np.eye(40), scores)
+  assert found["mrr"] == pytest.approx(want)

@@ -201,3 +201,32 @@ def test_a_new_version_of_a_protocol_shows_in_the_name(monkeypatch):
   c.checkpoint.best = "health/uniformity/image"
   with pytest.raises(ValueError, match="did you mean health_v2"):
     evaluation.build(setup, "")
+
+
+def test_a_checkpoint_of_parameters_alone_as_convert_writes(run, tmp_path):
+  """It has no step, no average, no data state, and nothing of another objective."""
+  c = config()
+  setup = setup_lib.build(c)
+  with jax.set_mesh(setup.mesh):
+    towers = setup.init_state().params["towers"]
+  checkpoint.write_params(str(tmp_path), {"towers": towers})
+  checkpoint.save_config(str(tmp_path), c)
+  found = call("--workdir", tmp_path, "--evaluators", "shape")
+  assert (found["step"], found["parameters"]) == (0, "params")
+  assert np.isfinite(found["metrics"]["shape/uniformity/image"])
+
+
+def test_another_tokenizer_is_refused(run, tmp_path):
+  workdir, _ = run
+  c = config()
+  c.data.tokenizer = str(tmp_path / "tokenizer.model")
+  (tmp_path / "tokenizer.model").write_bytes(b"one")
+  folder = checkpoint.step_folder(str(workdir))
+  evaluate.check_tokenizer(folder, c)  # it says nothing of a tokenizer
+  (tmp_path / "step_1").mkdir()
+  keeper = checkpoint.Checkpointer(str(tmp_path), tiny().checkpoint)
+  state = jax.tree.map(np.zeros_like, setup_lib.build(config()).init_state())
+  keeper.save(1, state, {"tokenizer": "0123"})
+  keeper.close()
+  with pytest.raises(ValueError, match=r"another tokenizer \(digest 0123\)"):
+    evaluate.check_tokenizer(checkpoint.step_folder(str(tmp_path)), c)
