@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from configs import base, emoji
-from evaluators import retrieval
+from evaluators import gallery, retrieval
 from input_pipeline.sources import emoji as source
 from model.layers import descriptors
 from training import environment
@@ -200,11 +200,11 @@ def choose(train: Items) -> dict[str, Any]:
     for name, space in text_spaces().items():
       known, new = embed_names(space, *names)
       for rank in RANKS:
-        gallery = centred(known[:, :rank], new[:, :rank])
+        items = centred(known[:, :rank], new[:, :rank])
         y = ridge.targets(unit(known[:, :rank]))
         for alpha in ALPHAS:
           q = unit(ridge.predict(y, x, alpha))
-          found = retrieval.search(q, gallery, train.id[held], train.id[held])
+          found = gallery.search(q, items, train.id[held], train.id[held])
           r10 = float((found.rank < 10).mean())
           scores.setdefault((name, rank, alpha), []).append(r10)
   best = max(scores, key=lambda key: np.mean(scores[key]))
@@ -233,7 +233,7 @@ def retrieval_floor(train: Items, test: Items) -> dict[str, Any]:
     ids = test.id[rows]
     out[f"{part}n"] = len(ids)
     for name, a, b in (("i2t", q[rows], g[rows]), ("t2i", g[rows], q[rows])):
-      found = retrieval.search(a, b, ids, ids)
+      found = gallery.search(a, b, ids, ids)
       for key, value in retrieval.summarise(found, len(ids)).items():
         out[f"{part}{name}_{key}"] = value
   return out
@@ -309,7 +309,7 @@ def style_floor(
   np.maximum.at(nearest, position, scores.T)
   at = np.minimum(np.searchsorted(concepts, test.id), len(concepts) - 1)
   own = np.where(concepts[at] == test.id, nearest[at, np.arange(len(at))], -np.inf)
-  rank = (nearest >= own - retrieval.TIE).sum(axis=0) - 1
+  rank = (nearest >= own - gallery.TIE).sum(axis=0) - 1
   out = {f"i2t_r{k}": float((rank < k).mean()) for k in ks}
   out |= {f"i2t_chance_r{k}": min(1.0, k / len(concepts)) for k in ks}
   drawn = float(np.isin(test.id, concepts).mean())

@@ -6,6 +6,7 @@ process index, so that no host waits for a collective that another one skipped.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from etils import epath
@@ -45,12 +46,23 @@ class Context:
     default_factory=dict, init=False, repr=False, compare=False
   )
 
-  def apply(self, params: Params, batch: Mapping[str, jax.Array]) -> Any:
-    """Returns (modality -> unit f32[b, d], aux) of one global batch; compiles once."""
-    if "encode" not in self._compiled:
-      self._compiled["encode"] = jax.jit(embedder(self.encode))
+  def apply(
+    self, params: Params, batch: Mapping[str, jax.Array], read: str = "embeddings"
+  ) -> Any:
+    """Returns what READERS[read] reads of one global batch; compiles once."""
+    if read not in self._compiled:
+      self._compiled[read] = jax.jit(READERS[read](self.encode))
     with jax.set_mesh(self.mesh):
-      return self._compiled["encode"](params, batch)
+      return self._compiled[read](params, batch)
+
+  def changed(self, **fields: Any) -> "Context":
+    """Returns a context with some other fields, which shares the compiled programs.
+
+    Not for another mesh or encode: the programs are those of this one.
+    """
+    new = dataclasses.replace(self, **fields)
+    object.__setattr__(new, "_compiled", self._compiled)
+    return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Embedded:
   """A whole split in the shared space, without padding, the same on every host.
 
   Attributes:
-    z: modality -> f32[n, d], L2-normalised.
+    z: modality -> f32[n, d], L2-normalised; what else READERS read, as they say.
     id: i32[n]; equal ids mean the same concept, hence a positive pair.
     labels: label name -> i32[n], -1 where unlabelled.
     index: i64[n], positions in `input_pipeline.pipeline.source(config, split=...)`.
@@ -83,6 +95,55 @@ def embedder(encode: Callable) -> Callable:
   return embed_batch
 
 
+def token_reader(encode: Callable) -> Callable:
+  """Returns read(params, batch) -> (tokens and <m>_mask of modalities, {}).
+
+  Raises:
+    ValueError: a tower, or a head on it, that gives no tokens.
+  """
+
+  def read(params, batch):
+    out: dict[str, jax.Array] = {}
+    for m, e in encode(params, batch)[0].items():
+      if e.tokens is None:
+        raise ValueError(
+          f"{m!r} has no tokens: a head that makes the embedding took them"
+        )
+      mask = jnp.ones(e.tokens.shape[:2], bool) if e.mask is None else e.mask
+      out |= {m: e.tokens.astype(jnp.float32), f"{m}_mask": mask}
+    return out, {}
+
+  return read
+
+
+def gaussian_reader(encode: Callable) -> Callable:
+  """Returns read(params, batch) -> (means and <m>_log_var of modalities, {}).
+
+  Raises:
+    ValueError: a modality without a variance.
+  """
+
+  def read(params, batch):
+    out: dict[str, jax.Array] = {}
+    for m, e in encode(params, batch)[0].items():
+      if e.log_var is None:
+        raise ValueError(
+          f"{m!r} has no variance: only heads such as 'probabilistic' give one"
+        )
+      out |= {m: e.pooled.astype(jnp.float32), f"{m}_log_var": e.log_var}
+    return out, {}
+
+  return read
+
+
+# What an evaluator may ask for.
+READERS = {
+  "embeddings": embedder,
+  "tokens": token_reader,
+  "gaussians": gaussian_reader,
+}
+
+
 def normalise(x: jax.Array) -> jax.Array:
   """Returns x [b, d] in f32 and at unit length; a zero vector stays zero."""
   x = x.astype(jnp.float32)
@@ -99,6 +160,8 @@ def embed(
   batch_size: int = 0,
   options: Mapping[str, Any] | None = None,
   watch: Watch | None = None,
+  limit: int = 0,
+  read: str = "embeddings",
 ) -> Embedded:
   """Encodes a split once: padded batches in, unpadded unit embeddings out.
 
@@ -110,9 +173,12 @@ def embed(
     batch_size: global; 0 is config.batch_size.
     options: changes to the source's options, such as a drawing style or a language.
     watch: called with each global batch, padding included, and its aux.
+    limit: usable examples, the first ones; 0 is all.
+    read: of READERS: the embeddings, or what else the towers and heads give.
 
   Raises:
-    ValueError: an unknown modality, or a split without examples.
+    ValueError: an unknown modality, a split without examples, or one whose embeddings
+      do not fit into this host's memory.
   """
   known = tuple(context.config.model.modalities)
   wanted = tuple(modalities) or known
@@ -131,12 +197,14 @@ def embed(
   )
   hidden = {k for m in set(known) - set(wanted) for k in (m, f"{m}_mask")}
   kept = ({k: v for k, v in b.items() if k not in hidden} for b in batches)
-  z, side, aux = _encode_all(context, params, kept, watch)
+  rows = limit or len(batches) * (batch_size or context.config.batch_size)
+  z, side, aux = _encode_all(context, params, kept, watch, rows, split, read)
   if not z or not len(side["valid"]):
     raise ValueError(
       f"split {split!r} of {context.config.data.source!r} has no examples"
     )
   valid = side["valid"].astype(bool)
+  valid &= np.cumsum(valid) <= rows
   index = side.get("index", np.cumsum(valid) - 1)
   labels = {
     key.removeprefix("label_"): value[valid]
@@ -150,6 +218,40 @@ def embed(
     index=index[valid].astype(np.int64),
     aux=aux,
   )
+
+
+def check_memory(
+  dims: Mapping[str, int], rows: int, split: str, free: int | None = None
+) -> None:
+  """Checks that the embeddings of a split fit into this host's memory.
+
+  Args:
+    dims: modality -> d; each row holds f32[d].
+    rows: to be embedded.
+    split: for the message.
+    free: bytes; None asks the system, and checks nothing if that does not know.
+
+  Raises:
+    ValueError: they do not; with the arithmetic.
+  """
+  free = free_memory() if free is None else free
+  need = 2 * 4 * rows * sum(dims.values())  # twice: parts, then joined
+  if free is not None and need > free:
+    sizes = " + ".join(f"{m} {rows:,} x {d}" for m, d in sorted(dims.items()))
+    raise ValueError(
+      f"the embeddings of split {split!r} ({sizes}, f32) need {need / 2**30:.1f} GiB "
+      f"of host memory while they are joined, and {free / 2**30:.1f} GiB are free: set "
+      "the evaluator's limit, name a smaller split, or take a host with more memory"
+    )
+
+
+def free_memory() -> int | None:
+  """Returns the bytes of memory that this host has free; None where it does not say."""
+  path = epath.Path("/proc/meminfo")  # sysconf counts no cache, which can be given back
+  if not path.exists():
+    return None
+  found = dict(line.split(":", 1) for line in path.read_text().splitlines())
+  return 1024 * int(found["MemAvailable"].split()[0])
 
 
 def encode_rows(
@@ -194,8 +296,15 @@ def _encode_all(
   params: Params,
   batches: Iterable[Mapping[str, np.ndarray]],
   watch: Watch | None = None,
+  limit: int = 0,
+  split: str = "",
+  read: str = "embeddings",
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Returns (embeddings, ids and labels, averaged aux), padding rows included."""
+  """Returns (embeddings, ids and labels, averaged aux), padding rows included.
+
+  Ends with the batch that reaches `limit` valid rows, if that is not 0; these must fit
+  into memory.
+  """
   modalities = tuple(context.config.model.modalities)
   arrays = {k for m in modalities for k in (m, f"{m}_mask")}
   z: dict[str, list[np.ndarray]] = {}
@@ -204,7 +313,11 @@ def _encode_all(
   weight = 0.0
   for rows in batches:
     batch = placement.put_batch(rows, context.mesh)
-    encoded, batch_aux = context.apply(params, batch)
+    encoded, batch_aux = context.apply(params, batch, read)
+    if not z and limit:
+      check_memory(
+        {m: math.prod(x.shape[1:]) for m, x in encoded.items()}, limit, split
+      )
     for m, x in encoded.items():
       z.setdefault(m, []).append(to_numpy(x))
     # Sorted: each is a collective, and the order of a set differs between processes.
@@ -217,6 +330,8 @@ def _encode_all(
       value = batch_aux[key]
       aux[key] = aux.get(key, 0.0) + share * to_numpy(value).astype(np.float64)
     weight += share
+    if limit and weight >= limit:
+      break
   averaged = {k: np.asarray(v / max(weight, 1.0), np.float32) for k, v in aux.items()}
   return _joined(z), _joined(side), averaged
 

@@ -1,4 +1,4 @@
-"""The shape of the embedding space: alignment, uniformity, modality gap, rank.
+"""The shape of the embedding space: alignment, uniformity, modality gap, rank, hubs.
 
 A contrastive model can fall ill while its loss looks fine; these say how. Alignment
 and uniformity are those of arXiv 2005.10242 (eq. 1 and 2), the gap that of arXiv
@@ -57,9 +57,34 @@ def effective_rank(x: np.ndarray) -> float:
   return float(np.exp(-np.sum(p * np.log(p))))
 
 
+def hubness(
+  queries: np.ndarray, gallery: np.ndarray, k: int = 10, tile: int = 1024
+) -> dict[str, float]:
+  """Returns how unevenly a gallery f32[m, d] is found by queries f32[n, d], unit norm.
+
+  "skew": the skewness of N_k, how often an item is among the k nearest of a query: 0
+  where all are found alike, large where a few hubs are near to everything (Radovanovic
+  et al. 2010, JMLR 11, eq. 1). "never": the share of items that no query finds. Of
+  equally near items the first ones count.
+
+  Raises:
+    ValueError: no queries or no items.
+  """
+  if not len(queries) or not len(gallery):
+    raise ValueError(f"hubness needs points, got {len(queries)} and {len(gallery)}")
+  k, times = min(k, len(gallery)), np.zeros(len(gallery))
+  for start in range(0, len(queries), tile):
+    similarity = queries[start : start + tile] @ gallery.T
+    near = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    times += np.bincount(near.ravel(), minlength=len(gallery))
+  spread = times.std()
+  skew = ((times - times.mean()) ** 3).mean() / spread**3 if spread else 0.0
+  return {"skew": float(skew), "never": float((times == 0).mean())}
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """Uniformity and effective rank of each modality, alignment and gap of each pair.
+  """Uniformity and effective rank of each modality; alignment, gap, hubs of each pair.
 
   Attributes:
     context: mesh, encode function and recipe.
@@ -67,6 +92,7 @@ class Evaluator:
     split: of config.data.source.
     modalities: to look at; () is all.
     limit: examples, evenly spaced over the split; uniformity costs its square.
+    neighbours: k of hubness, of which there is one in either direction.
     batch_size: global; 0 is config.batch_size.
     source: changes to the source's options.
   """
@@ -77,11 +103,12 @@ class Evaluator:
   split: str = "test"
   modalities: tuple[str, ...] = ()
   limit: int = 8192
+  neighbours: int = 10
   batch_size: int = 0
   source: Mapping[str, Any] | None = None
 
   def run(self, params: Params) -> dict[str, float]:
-    """Returns uniformity/<m>, alignment/<a>_<b> and so on."""
+    """Returns uniformity/<m>, alignment/<a>_<b>, hubness/<a>_<b> and so on."""
     embedded = context_lib.embed(
       self.context,
       params,
@@ -100,4 +127,8 @@ class Evaluator:
     for a, b in itertools.combinations(z, 2):
       metrics[f"alignment/{a}_{b}"] = alignment(z[a], z[b])
       metrics[f"modality_gap/{a}_{b}"] = modality_gap(z[a], z[b])
+    for a, b in itertools.permutations(z, 2):  # a asks, b is found
+      hubs = hubness(z[a], z[b], self.neighbours)
+      metrics[f"hubness/{a}_{b}"] = hubs["skew"]
+      metrics[f"never_found/{a}_{b}"] = hubs["never"]
     return metrics

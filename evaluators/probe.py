@@ -7,15 +7,14 @@ objective. Nothing is trained by steps, so that no setting of a probe hides in a
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from evaluators import context as context_lib
-from evaluators.context import Context, Embedded
+from evaluators import bootstrap, features
+from evaluators.context import Context
+from evaluators.features import Labelled
 from model.types import Params
-
-HELD_OUT = 5  # every fifth concept of the training embeddings chooses the ridge
 
 
 def nearest(
@@ -25,9 +24,13 @@ def nearest(
   *,
   k: int,
   classes: int,
+  temperature: float = 0.0,
   tile: int = 1024,
 ) -> np.ndarray:
   """Returns i64[n]: the class most frequent among the k most similar training rows.
+
+  With a temperature, each row's vote weighs exp(similarity / temperature), as in arXiv
+  1805.01978 (section 3.4).
 
   Of equally frequent classes the first; of equally similar rows the first.
 
@@ -37,14 +40,19 @@ def nearest(
     queries: f32[n, d], unit norm.
     k: neighbours, at most m.
     classes: how many there are.
+    temperature: 0 counts votes alike.
     tile: queries compared at a time.
   """
   k, votes = min(k, len(train)), []
   for start in range(0, len(queries), tile):
     similarity = queries[start : start + tile] @ train.T
     near = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    count = np.zeros((len(near), classes), np.int64)
-    np.add.at(count, (np.arange(len(near))[:, None], label[near]), 1)
+    weight: Any = 1.0
+    if temperature:
+      score = np.take_along_axis(similarity, near, 1).astype(np.float64)
+      weight = np.exp((score - score[:, :1]) / temperature)  # the nearest weighs 1
+    count = np.zeros((len(near), classes))
+    np.add.at(count, (np.arange(len(near))[:, None], label[near]), weight)
     votes.append(count.argmax(axis=1))
   return np.concatenate(votes)
 
@@ -80,8 +88,7 @@ def fitted(
     ridges: to choose from; the first of the best is taken, then fitted to all rows.
     classes: how many there are.
   """
-  _, place = np.unique(concept, return_inverse=True)
-  held = place % HELD_OUT == HELD_OUT - 1
+  held = features.held_out(concept)
   best, right = ridges[0], -1
   if held.any() and len(ridges) > 1:
     for ridge in ridges:
@@ -90,13 +97,6 @@ def fitted(
       if hits > right:
         best, right = ridge, hits
   return least_squares(train, label, best, classes), best
-
-
-def accuracy(predicted: np.ndarray, label: np.ndarray) -> dict[str, float]:
-  """Returns top1 and mean_per_class, of the classes that label i32[n] has."""
-  right = predicted == label
-  per_class = [right[label == c].mean() for c in np.unique(label)]
-  return {"top1": float(right.mean()), "mean_per_class": float(np.mean(per_class))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +111,14 @@ class Evaluator:
     labels: label names; each is a classification of its own.
     modality: to classify by.
     k: neighbours.
+    temperature: of the neighbours' votes; 0 counts them alike.
     ridges: to choose from, of squared weights, for each example.
     batch_size: global; 0 is config.batch_size.
     source: changes to the source's options, for both splits.
+    bootstrap: resamples for 95% intervals, <metric>_low and <metric>_high; 0: none.
   """
+
+  version: ClassVar[int] = 1
 
   context: Context
   _: dataclasses.KW_ONLY
@@ -124,15 +128,17 @@ class Evaluator:
   labels: tuple[str, ...] = ("group",)
   modality: str = "image"
   k: int = 10
+  temperature: float = 0.0
   ridges: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
   batch_size: int = 0
   source: Mapping[str, Any] | None = None
+  bootstrap: int = 0
 
   def __post_init__(self):
-    if self.k < 1 or not self.ridges or min(self.ridges) <= 0:
+    if self.k < 1 or not self.ridges or min(self.ridges) <= 0 or self.temperature < 0:
       raise ValueError(
-        f"probe.k = {self.k} must be at least 1, and probe.ridges = {self.ridges} some "
-        "numbers above 0"
+        f"probe.k = {self.k} must be at least 1, probe.ridges = {self.ridges} some "
+        f"numbers above 0, and probe.temperature = {self.temperature} none below 0"
       )
 
   def run(self, params: Params) -> dict[str, float]:
@@ -141,54 +147,45 @@ class Evaluator:
     Raises:
       ValueError: a label that the source does not have, or no examples of it.
     """
-    train, test = (self._embed(params, split) for split in (self.train, self.split))
-    metrics = {}
+    how = (self.modality, self.batch_size, self.source)
+    embedded = [
+      features.embed(self.context, params, split, *how)
+      for split in (self.train, self.split)
+    ]
+    metrics: dict[str, float] = {}
+    queries: dict[str, np.ndarray] = {}
     for label in self.labels:
-      for key, value in self._probe(train, test, label).items():
-        metrics[f"{label}_{key}"] = value
+      data = [features.labelled(e, self.modality, label, self.name) for e in embedded]
+      found, right = self._probe(*data)
+      metrics |= {f"{label}_{key}": value for key, value in found.items()}
+      queries |= {f"{label}_{key}": value for key, value in right.items()}
+    if self.bootstrap:
+      bootstrap.save(self.context, self.name, queries)
     return metrics
 
-  def _embed(self, params: Params, split: str) -> Embedded:
-    return context_lib.embed(
-      self.context,
-      params,
-      split=split,
-      modalities=(self.modality,),
-      batch_size=self.batch_size,
-      options=self.source,
+  def _probe(
+    self, train: Labelled, test: Labelled
+  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Returns the metrics, and which test examples each probe got right."""
+    classes = int(max(train.y.max(), test.y.max())) + 1
+    near = nearest(
+      train.x,
+      train.y,
+      test.x,
+      k=self.k,
+      classes=classes,
+      temperature=self.temperature,
     )
-
-  def _probe(self, train: Embedded, test: Embedded, label: str) -> dict[str, float]:
-    (x, y, concept), (queries, truth, _) = (
-      self._known(e, label) for e in (train, test)
-    )
-    classes = int(max(y.max(), truth.max())) + 1
-    near = nearest(x, y, queries, k=self.k, classes=classes)
-    (w, b), ridge = fitted(x, y, concept, self.ridges, classes)
-    linear = (queries @ w + b).argmax(axis=1)
-    usual = np.bincount(y).argmax()
-    return {
-      **{f"knn_{key}": v for key, v in accuracy(near, truth).items()},
-      **{f"ridge_{key}": v for key, v in accuracy(linear, truth).items()},
-      "ridge": float(ridge),
-      "majority": float((truth == usual).mean()),
-      "n": float(len(truth)),
+    (w, b), ridge = fitted(train.x, train.y, train.concept, self.ridges, classes)
+    predicted = {"knn": near, "ridge": (test.x @ w + b).argmax(axis=1)}
+    metrics = {
+      f"{probe}_{key}": value
+      for probe, found in predicted.items()
+      for key, value in features.accuracy(found, test.y, self.bootstrap).items()
     }
-
-  def _known(
-    self, embedded: Embedded, label: str
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the embeddings, labels and ids of labelled examples."""
-    if label not in embedded.labels:
-      raise ValueError(
-        f"probe.labels: the source has no label {label!r}, only "
-        f"{sorted(embedded.labels)}"
-      )
-    rows = embedded.labels[label] >= 0
-    z = embedded.z[self.modality][rows]
-    if not len(z) or not np.isfinite(z).all():
-      raise ValueError(
-        f"probe needs examples with a label {label!r}, and embeddings that are finite: "
-        f"got {len(z)} examples{'' if not len(z) else '; the model diverged'}"
-      )
-    return z, embedded.labels[label][rows], embedded.id[rows]
+    metrics |= {
+      "ridge": float(ridge),
+      "majority": features.majority(train.y, test.y),
+      "n": float(len(test.y)),
+    }
+    return metrics, {f"{p}_top1": found == test.y for p, found in predicted.items()}

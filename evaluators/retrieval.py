@@ -1,8 +1,6 @@
 """Cross-modal retrieval with several positives per query, in both directions.
 
-An item of the gallery is a positive of a query when their ids are equal. The rank of a
-query is the number of negatives at least as similar to it as its best positive, so a
-collapsed model, to which everything is equally similar, ranks last and not first.
+What is right, what a rank is and how ties count is written in evaluators/gallery.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,93 +8,33 @@ import dataclasses
 import itertools
 import json
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from evaluators import bootstrap
 from evaluators import context as context_lib
+from evaluators import gallery as gallery_lib
 from evaluators.context import Context, Embedded
+from evaluators.gallery import Neighbours
 from model.types import Params
 
-# Similarities nearer than this are ties: the same product computed at another place of
-# a matrix multiplication differs by a few units of f32's last digit.
-TIE = 1e-6
 
-
-@dataclasses.dataclass(frozen=True)
-class Neighbours:
-  """What each query found.
-
-  Attributes:
-    rank: i64[n], 0-based and pessimistic.
-    top: i64[n, k], positions in the gallery, the most similar first.
-    score: f32[n, k], their similarities.
-    positives: i64[n], how many items of the gallery are right.
-  """
-
-  rank: np.ndarray
-  top: np.ndarray
-  score: np.ndarray
-  positives: np.ndarray
-
-
-def search(
-  queries: np.ndarray,
-  gallery: np.ndarray,
-  query_id: np.ndarray,
-  gallery_id: np.ndarray,
-  *,
-  k: int = 5,
-  tile: int = 1024,
-) -> Neighbours:
-  """Ranks a gallery for every query; memory is O(tile * len(gallery)).
-
-  Args:
-    queries: f32[n, d], unit norm.
-    gallery: f32[m, d], unit norm.
-    query_id: i32[n].
-    gallery_id: i32[m].
-    k: nearest items to return, at most m.
-    tile: queries compared at a time.
-
-  Raises:
-    ValueError: a query without a positive in the gallery, or embeddings not finite.
-  """
-  for name, x in (("query", queries), ("gallery", gallery)):
-    if not np.isfinite(x).all():
-      raise ValueError(f"{name} embeddings hold NaN or infinity: the model diverged")
-  k = min(k, len(gallery))
-  parts = []
-  for start in range(0, len(queries), tile):
-    part = slice(start, start + tile)
-    similarity = queries[part] @ gallery.T  # f32[tile, m]
-    positive = query_id[part, None] == gallery_id[None, :]
-    if not positive.any(axis=1).all():
-      lost = query_id[part][~positive.any(axis=1)][:5]
-      raise ValueError(f"no item of the gallery has the ids {lost.tolist()} of queries")
-    best = np.where(positive, similarity, -np.inf).max(axis=1, keepdims=True)
-    rank = ((similarity >= best - TIE) & ~positive).sum(axis=1)
-    some = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    # Stable and from sorted positions: ties come out the same on every machine.
-    some.sort(axis=1)
-    order = np.argsort(-np.take_along_axis(similarity, some, 1), axis=1, kind="stable")
-    top = np.take_along_axis(some, order, 1)
-    score = np.take_along_axis(similarity, top, 1)
-    parts.append((rank, top, score, positive.sum(axis=1)))
-  rank, top, score, positives = (np.concatenate(x) for x in zip(*parts))
-  return Neighbours(rank, top, score, positives)
+def per_query(rank: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
+  """Returns r<k> bool[q] and mrr f64[q]: of each query, what is averaged."""
+  return {f"r{k}": rank < k for k in ks} | {"mrr": 1.0 / (rank + 1)}
 
 
 def summarise(
-  found: Neighbours, gallery: int, ks: Sequence[int] = (1, 5, 10)
+  found: Neighbours, gallery: int, ks: Sequence[int] = (1, 5, 10), draws: int = 0
 ) -> dict[str, float]:
   """Returns r<k> (share of queries), median_rank (from 1), mrr and chance_r<k>.
 
-  `gallery` is its number of items; chance is that of a random order.
+  `gallery` is its number of items; chance is that of a random order; draws are
+  resamples for intervals of r<k> and mrr, 0 for none.
   """
-  metrics = {f"r{k}": float((found.rank < k).mean()) for k in ks}
+  metrics = bootstrap.means(per_query(found.rank, ks), draws)
   metrics["median_rank"] = float(np.median(found.rank + 1))
-  metrics["mrr"] = float((1.0 / (found.rank + 1)).mean())
   for k in ks:
     metrics[f"chance_r{k}"] = chance(found.positives, gallery, k)
   return metrics
@@ -137,6 +75,11 @@ def rows_without(embedded: Embedded, excluded: Sequence[tuple[str, int]]) -> np.
   return keep
 
 
+def first_of_each(ids: np.ndarray) -> np.ndarray:
+  """Returns i64[u]: the first row of each id i32[n], in order of the rows."""
+  return np.sort(np.unique(ids, return_index=True)[1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
   """Multi-positive R@k, median rank and reciprocal rank of each pair of modalities.
@@ -153,7 +96,12 @@ class Evaluator:
     batch_size: global; 0 is config.batch_size.
     source: changes to the source's options, such as a drawing style or a language.
     limit: examples, the first ones; 0 is all.
+    unique: modalities of which all examples of an id hold one item, such as the image
+      of five captions: the first of them stands for all, as query and in the gallery.
+    bootstrap: resamples for 95% intervals, <metric>_low and <metric>_high; 0: none.
   """
+
+  version: ClassVar[int] = 1
 
   context: Context
   _: dataclasses.KW_ONLY
@@ -165,6 +113,8 @@ class Evaluator:
   batch_size: int = 0
   source: Mapping[str, Any] | None = None
   limit: int = 0
+  unique: tuple[str, ...] = ()
+  bootstrap: int = 0
 
   def run(self, params: Params) -> dict[str, float]:
     """Returns i2t_r1 and so on; saves the nearest neighbours for the report."""
@@ -176,33 +126,53 @@ class Evaluator:
       modalities=modalities,
       batch_size=self.batch_size,
       options=self.source,
+      limit=self.limit,
     )
-    rows = np.arange(len(embedded.id))[: self.limit or None]
-    metrics, artifact = self._measure(embedded, rows, modalities)
+    rows = np.arange(len(embedded.id))
+    metrics, artifact, queries = self._measure(embedded, rows, modalities)
     if self.without:
       kept = rows[rows_without(embedded, self.without)[rows]]
-      name = "_".join(dict.fromkeys(label for label, _ in self.without))
-      fewer, _ = self._measure(embedded, kept, modalities)
-      metrics |= {f"without_{name}/{key}": value for key, value in fewer.items()}
+      name = f"without_{'_'.join(dict.fromkeys(label for label, _ in self.without))}/"
+      fewer, _, more = self._measure(embedded, kept, modalities)
+      metrics |= {name + key: value for key, value in fewer.items()}
+      queries |= {name + key: value for key, value in more.items()}
     source = json.dumps(dict(self.source or {}), default=list)
     artifact |= {"kind": "retrieval", "split": self.split, "source": source}
     context_lib.save(self.context, self.name, **artifact)
+    if self.bootstrap:
+      bootstrap.save(self.context, self.name, queries)
     return metrics
 
   def _measure(
     self, embedded: Embedded, rows: np.ndarray, modalities: Sequence[str]
-  ) -> tuple[dict[str, float], dict[str, Any]]:
-    metrics = {"n": float(len(rows))}
+  ) -> tuple[dict[str, float], dict[str, Any], dict[str, np.ndarray]]:
+    """Returns metrics, the artifact and the values of each query, over some rows."""
+    metrics, queries = {"n": float(len(rows))}, {}
     ids, index = embedded.id[rows], embedded.index[rows]
     artifact: dict[str, Any] = {"index": index, "id": ids}
     for pair in self.pairs:
       for a, b in (pair, pair[::-1]):
         name = direction(a, b, modalities)
-        found = search(embedded.z[a][rows], embedded.z[b][rows], ids, ids)
-        for key, value in summarise(found, len(rows), self.ks).items():
+        # Positions in `rows` of the queries and of the gallery.
+        q, g = (
+          first_of_each(ids) if m in self.unique else np.arange(len(rows))
+          for m in (a, b)
+        )
+        found = gallery_lib.rank(
+          embedded.z[a][rows[q]],
+          embedded.z[b][rows[g]],
+          ids[q],
+          ids[g],
+          mesh=self.context.mesh,
+        )
+        for key, value in summarise(found, len(g), self.ks, self.bootstrap).items():
           metrics[f"{name}_{key}"] = value
-        artifact[f"{name}_top"] = index[found.top]
-        artifact[f"{name}_correct"] = ids[found.top] == ids[:, None]
+        for key, value in per_query(found.rank, self.ks).items():
+          queries[f"{name}_{key}"] = value
+        if self.unique:
+          artifact[f"{name}_query"] = index[q]
+        artifact[f"{name}_top"] = index[g][found.top]
+        artifact[f"{name}_correct"] = ids[g][found.top] == ids[q][:, None]
         artifact[f"{name}_score"] = found.score
         artifact[f"{name}_rank"] = found.rank
-    return metrics, artifact
+    return metrics, artifact, queries

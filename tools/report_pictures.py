@@ -57,7 +57,9 @@ def grid(
     source: raw examples, by the artifact's index.
     rows: queries to show.
   """
-  at = picked(len(artifact["index"]), rows)
+  # Where one image stands for several rows, queries are fewer than rows.
+  queries = artifact.get(f"{way}_query", artifact["index"])
+  at = picked(len(queries), rows)
   columns = artifact[f"{way}_top"].shape[1]
   draw_query, draw_item = (_image, _text) if way == "i2t" else (_text, _image)
   width = 10.5 / (columns + 1)  # inches of a cell
@@ -70,7 +72,7 @@ def grid(
   axes.set_position((0, 0, 1, 1))
   for row, i in enumerate(at):
     y = row * height
-    query = source[int(artifact["index"][i])]
+    query = source[int(queries[i])]
     draw_query(axes, query, (0.0, y, width, height), None)
     for j in range(columns):
       box = ((j + 1) * width, y, width, height)

@@ -1,11 +1,22 @@
-"""The evaluators of a config, on their schedules."""
+"""The evaluators of a config, on their schedules, and what they evaluate offline.
 
+A metric is called <evaluator>/<metric>. What it means is its evaluator's protocol, a
+number that each class states: `version`, 1 where it states none. Names of version 1
+are bare; whoever changes what a metric means raises the number, and the names become
+<evaluator>_v2/<metric>: figures of two protocols cannot be taken for each other.
+"""
+
+from collections.abc import Mapping
 import dataclasses
 import time
 from typing import Any
 
+import orbax.checkpoint as ocp
+
 from evaluators import context as context_lib
 from model import catalogue
+from model.types import Params
+from training import checkpoint
 from training import step as step_lib
 
 
@@ -14,14 +25,17 @@ class Scheduled:
   """One entry of `config.evaluators`: (file, every n steps, options); 0: at the end.
 
   Attributes:
-    name: what its metrics start with: options.name, else the file's name.
+    name: what its metrics start with: options.name, else the file's name, and the
+      version of its protocol from 2 on.
     every: steps between two runs.
     evaluator: the Evaluator itself.
+    file: of evaluators/.
   """
 
   name: str
   every: int
   evaluator: Any
+  file: str = ""
 
   def due(self, step: int, total: int) -> bool:
     """Returns whether to run after `step`; always after the last one."""
@@ -40,6 +54,14 @@ class Scheduled:
       raise RuntimeError(f"evaluator {self.name} at step {step}: {e}") from e
     results["seconds"] = time.monotonic() - started
     return {f"{self.name}/{k}": float(v) for k, v in results.items()}
+
+  def protocol(self) -> dict[str, Any]:
+    """Returns {"evaluator", "version", "options"}: all that its figures depend on."""
+    fields = dataclasses.fields(self.evaluator)
+    options = {f.name: getattr(self.evaluator, f.name) for f in fields}
+    options = {k: v for k, v in options.items() if k != "context" and k[0] != "_"}
+    version = getattr(self.evaluator, "version", 1)
+    return {"evaluator": self.file, "version": version, "options": options}
 
 
 def build(setup, workdir: str) -> list[Scheduled]:
@@ -62,7 +84,9 @@ def build(setup, workdir: str) -> list[Scheduled]:
     name = options["name"]
     where = f"config.evaluators: {name}"
     evaluator = catalogue.build(cls, {"context": context, **options}, where)
-    out.append(Scheduled(name, every, evaluator))
+    version = getattr(cls, "version", 1)
+    name = name if version == 1 else f"{name}_v{version}"
+    out.append(Scheduled(name, every, evaluator, file))
   names = [s.name for s in out]
   if len(set(names)) != len(names):
     raise ValueError(f"config.evaluators: two of one name in {names}; set options.name")
@@ -74,3 +98,55 @@ def build(setup, workdir: str) -> list[Scheduled]:
       "<evaluator>/<metric>; '' keeps the latest checkpoints only."
     )
   return out
+
+
+def restore(where: str, setup, asked_by: str = "--checkpoint") -> tuple[Params, str]:
+  """Returns the parameters that training would evaluate, and which: "ema" | "params".
+
+  Those are the moving average where the checkpoint has one. Each array goes straight
+  into its shards. Of the objective's own parameters, evaluation reads those of heads;
+  others may be absent, as in a checkpoint that tools.convert wrote.
+
+  Args:
+    where: a workdir, its checkpoints folder, or one step's folder.
+    setup: of the model and the mesh.
+    asked_by: the flag that names it, for the error message.
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: the checkpoint is of another model; names what differs.
+  """
+  folder = checkpoint.step_folder(where, asked_by)
+  wanted = checkpoint.flatten(setup.abstract_state().params)
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.metadata(folder / "state").item_metadata
+    tree = getattr(tree, "tree", tree)
+    which = "ema" if tree.get("ema") else "params"
+    saved = checkpoint.flatten(tree[which])
+    _check(saved, wanted, str(folder), asked_by)
+    found = {k: v for k, v in wanted.items() if k in saved}
+    item = {which: checkpoint.nest(found)}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(
+      item=item, restore_args=restore_args, partial_restore=True
+    )
+    return {"objective": {}} | reader.restore(folder / "state", args=args)[which], which
+
+
+def _check(
+  saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: str, asked_by: str
+) -> None:
+  """Raises ValueError where the towers or heads of a file are not the model's."""
+  read = ("towers/", "objective/heads/")
+  saved, wanted = (
+    {k: v for k, v in x.items() if k.startswith(read)} for x in (saved, wanted)
+  )
+  lines = checkpoint.differences(saved, wanted)
+  if lines:
+    more = len(lines) - checkpoint.SHOWN
+    rest = f"\n  ... and {more} more" if more > 0 else ""
+    raise ValueError(
+      f"{asked_by}: {folder} is of another model; {len(lines)} arrays differ:\n"
+      + "\n".join(lines[: checkpoint.SHOWN])
+      + f"{rest}\nSet config.model as the config.json of that run has it"
+    )

@@ -54,11 +54,12 @@ class Split:
   ):
     del config, split, options
     assert (process_index, process_count) == (0, 1)
-    n = len(self.id)
+    n, out = len(self.id), []
     for start in range(0, n, batch_size):
       at = np.arange(start, start + batch_size)
       batch = {k: v[np.minimum(at, n - 1)] for k, v in self.rows().items()}
-      yield batch | {"valid": at < n}
+      out.append(batch | {"valid": at < n})
+    return out
 
   def tokenize(self, config, texts, *, modality):
     del config

@@ -49,7 +49,7 @@ def test_rows_are_padded_and_cut(context, params):
 
 
 def test_an_empty_split_is_an_error(context, split, params, monkeypatch):
-  monkeypatch.setattr(context_lib.pipeline, "eval_batches", lambda *a, **k: iter(()))
+  monkeypatch.setattr(context_lib.pipeline, "eval_batches", lambda *a, **k: [])
   with pytest.raises(ValueError, match=r"split 'nothing'.*no examples"):
     context_lib.embed(context, params, split="nothing")
 
@@ -65,3 +65,23 @@ def test_artifacts(context, tmp_path):
   with np.load(tmp_path / "artifacts" / "a_b.npz") as f:
     np.testing.assert_array_equal(f["x"], np.arange(3))
     assert str(f["kind"]) == "k"
+
+
+def test_a_split_larger_than_the_memory_is_an_error(context, params, monkeypatch):
+  monkeypatch.setattr(context_lib, "free_memory", lambda: 4000)
+  with pytest.raises(ValueError, match=r"'test' \(image 48 x 8 \+ text 48 x 8, f32\)"):
+    context_lib.embed(context, params, split="test")
+  # 20 x 2 x 8 floats, twice, are 2,560 bytes.
+  assert len(context_lib.embed(context, params, split="test", limit=20).id) == 20
+
+
+def test_a_limit_takes_the_first_rows(context, params):
+  every = context_lib.embed(context, params, split="test")
+  some = context_lib.embed(context, params, split="test", limit=17)
+  np.testing.assert_array_equal(some.index, np.arange(17))
+  np.testing.assert_array_equal(some.z["image"], every.z["image"][:17])
+
+
+def test_the_machine_says_how_much_memory_is_free():
+  free = context_lib.free_memory()
+  assert free is None or free > 2**20

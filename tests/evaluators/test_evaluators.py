@@ -9,6 +9,8 @@ import pytest
 
 from evaluators import health, retrieval, routing, zero_shot
 from model import catalogue
+from model.types import Encoded
+from sharding import mesh as meshes
 
 
 def load(tmp_path, name):
@@ -153,3 +155,92 @@ def test_routing_keeps_what_each_expert_likes(context, split, params, tmp_path):
     assert position[index >= 0].tolist() == best[rows].argmax(1).tolist()
   routing.Evaluator(new, favourites=0).run(params)
   assert not [k for k in load(tmp_path, "routing") if k.startswith("patches")]
+
+
+def test_images_of_several_captions_stand_once(context, split, params):
+  """Karpathy's protocol: captions ask for images, images for any of their captions."""
+  rng = np.random.default_rng(0)
+  image = np.repeat(rng.normal(size=(9, 8)).astype(np.float32), 4, axis=0)
+  text = image + rng.normal(size=image.shape).astype(np.float32)
+  split.id = np.repeat(np.arange(9), 4).astype(np.int32)
+  split.group = split.id
+  fields = split.rows()
+  split.rows = lambda: {**fields, "image": image, "text": text}
+  evaluator = retrieval.Evaluator(context, unique=("image",), ks=(1, 3), bootstrap=20)
+  got = evaluator.run(params)
+  unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image[::4], text)]
+  s = unit[0] @ unit[1].T  # [9 images, 36 captions]
+  t2i = [(s[:, j] > s[split.id[j], j]).sum() for j in range(36)]
+  i2t = [(s[i] > s[i, split.id == i].max()).sum() for i in range(9)]
+  for name, rank in (("t2i", t2i), ("i2t", i2t)):
+    for k in (1, 3):
+      assert got[f"{name}_r{k}"] == pytest.approx(np.mean(np.asarray(rank) < k)), name
+  assert 0 < got["t2i_r1"] < 1
+  assert got["t2i_chance_r1"] == pytest.approx(1 / 9)
+  assert got["t2i_r1_low"] < got["t2i_r1"] < got["t2i_r1_high"]
+
+
+def test_zero_shot_calibrates_on_another_split(context, params, split):
+  options = dict(per_class=True, calibrate="train", bootstrap=20)
+  got = zero_shot.Evaluator(context, **options).run(params)
+  plain = zero_shot.Evaluator(context).run(params)
+  assert {k: got[k] for k in plain} == plain
+  assert got["group_temperature"] > 0 and 0 <= got["group_ece"] <= 1
+  assert got["group_top1_low"] <= got["group_top1"] <= got["group_top1_high"]
+  each = [got[f"group_class/{c}"] for c in ("animals", "food-drink", "flags")]
+  assert np.mean(each) == pytest.approx(got["group_mean_per_class"])
+  with pytest.raises(ValueError, match="is the split that is measured"):
+    zero_shot.Evaluator(context, calibrate="test")
+
+
+def test_templates_of_a_file(context, params, tmp_path):
+  path = tmp_path / "templates.txt"
+  path.write_text("{c}\na {c}\n\n")
+  got = zero_shot.Evaluator(context, templates=str(path)).run(params)
+  assert got == zero_shot.Evaluator(context, templates=("{}", "a {}")).run(params)
+  with pytest.raises(FileNotFoundError, match="no file"):
+    zero_shot.Evaluator(context, templates="none.txt")
+  path.write_text("\n")
+  with pytest.raises(ValueError, match="got none"):
+    zero_shot.Evaluator(context, templates=str(path))
+
+
+def test_an_empty_list_of_classes_is_an_error(context, split, monkeypatch):
+  from tests.evaluators import conftest
+
+  monkeypatch.setattr(conftest.Source, "classes", {"group": ()})
+  with pytest.raises(ValueError, match="names no classes of 'group'"):
+    zero_shot.Evaluator(context)
+
+
+EVERY = {
+  "attentive_probe": dict(heads=2, epochs=20),
+  "few_shot": dict(shots=(3,)),
+  "health": {},
+  "linear_probe": dict(l2=(1e-1,)),
+  "probe": {},
+  "retrieval": dict(unique=("image",)),
+  "routing": {},
+  "zero_shot": dict(calibrate="train"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_one_device_measures_what_eight_do(name, context, params):
+  """Both pad: 37 rows of batches of 16 on one device, or two rows a device."""
+
+  def encode(params, batch):
+    encoded, aux = context.encode(params, batch)
+    tokens = {m: jnp.stack([x.pooled, -x.pooled], 1) for m, x in encoded.items()}
+    return {m: Encoded(encoded[m].pooled, tokens[m]) for m in encoded}, aux
+
+  metrics = []
+  for mesh in (context.mesh, meshes.make(dict(data=1), jax.devices()[:1])):
+    new = dataclasses.replace(context, mesh=mesh, encode=encode)
+    options = {"context": new, **EVERY[name]}
+    metrics.append(catalogue.load("evaluators", name, "Evaluator", options).run(params))
+  eight, one = metrics
+  assert eight.keys() == one.keys()
+  for key in one:
+    assert type(one[key]) is float and np.isfinite(one[key]), key
+    assert eight[key] == pytest.approx(one[key], abs=1e-5), key

@@ -56,3 +56,28 @@ def test_effective_rank():
   assert health.effective_rank(np.diag(s)) == pytest.approx(
     np.exp(-(p * np.log(p)).sum())
   )
+
+
+@pytest.mark.parametrize("tile", [3, 1024])
+def test_hubness_is_the_skewness_of_how_often_items_are_found(tile):
+  stats = pytest.importorskip("scipy.stats")
+  rng = np.random.default_rng(0)
+  q, g = unit(rng, 40, 3), unit(rng, 17, 3)
+  times = np.zeros(17)
+  for x in q:
+    times[np.argsort(-(g @ x), kind="stable")[:4]] += 1
+  got = health.hubness(q, g, k=4, tile=tile)
+  assert got["skew"] == pytest.approx(stats.skew(times))
+  assert got["never"] == (times == 0).mean()
+
+
+def test_a_hub_is_seen_and_equal_items_are_not_all_found():
+  rng = np.random.default_rng(0)
+  q = unit(rng, 50, 8)
+  g = np.concatenate([unit(rng, 50, 8), unit(rng, 1, 8)])
+  g[-1] = q.mean(axis=0) / np.linalg.norm(q.mean(axis=0))
+  assert health.hubness(q, g, k=3)["skew"] > health.hubness(q, g[:-1], k=3)["skew"]
+  assert health.hubness(np.ones((5, 1)), np.ones((4, 1)), k=1)["never"] == 0.75
+  assert health.hubness(q, q, k=50) == {"skew": 0.0, "never": 0.0}
+  with pytest.raises(ValueError, match="needs points, got 0 and 51"):
+    health.hubness(q[:0], g)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluators import probe
+from evaluators import features, probe
 
 M, N, D, CLASSES = 60, 25, 6, 4
 
@@ -29,6 +29,23 @@ def test_nearest_neighbours_are_those_of_scikit_learn(k):
   np.testing.assert_array_equal(got, model.fit(x, y).predict(queries))
 
 
+def test_weighted_votes_are_those_of_scikit_learn():
+  neighbors = pytest.importorskip("sklearn.neighbors")
+  x, y, queries, _ = data(spread=2.0)
+  t = 0.07
+  model = neighbors.KNeighborsClassifier(
+    n_neighbors=20,
+    metric="cosine",
+    algorithm="brute",
+    weights=lambda distance: np.exp((1 - distance) / t),
+  )
+  want = model.fit(x, y).predict(queries)
+  got = probe.nearest(x, y, queries, k=20, classes=CLASSES, temperature=t, tile=7)
+  np.testing.assert_array_equal(got, want)
+  plain = probe.nearest(x, y, queries, k=20, classes=CLASSES)
+  assert (plain != want).any()
+
+
 def test_ties_go_to_the_first():
   x = np.eye(3, dtype=np.float32)
   y = np.int32([2, 1, 0])
@@ -52,8 +69,8 @@ def test_the_ridge_is_chosen_on_concepts_that_were_left_out():
   (w, b), ridge = probe.fitted(x, y, concept, (1e6, 1e-3), CLASSES)
   assert ridge == 1e-3  # the other one predicts the most frequent class
   np.testing.assert_array_equal(w, probe.least_squares(x, y, ridge, CLASSES)[0])
-  assert probe.accuracy((queries @ w + b).argmax(axis=1), truth)["top1"] > 0.8
-  held = (concept % probe.HELD_OUT) == probe.HELD_OUT - 1
+  assert features.accuracy((queries @ w + b).argmax(axis=1), truth)["top1"] > 0.8
+  held = (concept % features.HELD_OUT) == features.HELD_OUT - 1
   best = max(
     (1e-4, 1e-2, 1.0),
     key=lambda r: sum(
@@ -64,9 +81,20 @@ def test_the_ridge_is_chosen_on_concepts_that_were_left_out():
   assert probe.fitted(x, y, concept, (1e-4, 1e-2, 1.0), CLASSES)[1] == best
 
 
+def test_accuracy_is_scikit_learns():
+  metrics = pytest.importorskip("sklearn.metrics")
+  rng = np.random.default_rng(0)
+  label, predicted = rng.integers(0, 5, (2, 50))
+  got = features.accuracy(predicted, label)
+  assert got == {
+    "top1": pytest.approx(metrics.accuracy_score(label, predicted)),
+    "mean_per_class": pytest.approx(metrics.balanced_accuracy_score(label, predicted)),
+  }
+
+
 def test_accuracy_counts_classes_alike():
   label = np.int32([0, 0, 0, 1])
-  got = probe.accuracy(np.zeros(4, np.int64), label)
+  got = features.accuracy(np.zeros(4, np.int64), label)
   assert got == {"top1": 0.75, "mean_per_class": 0.5}
 
 

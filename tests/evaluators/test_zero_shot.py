@@ -21,12 +21,12 @@ def test_ranks_match_brute_force_with_ties():
     sum(s[i, c] >= s[i, label[i]] - 1e-6 for c in range(7) if c != label[i])
     for i in range(40)
   ]
-  np.testing.assert_array_equal(zero_shot.ranks(z, classes, label), expected)
+  np.testing.assert_array_equal(zero_shot.ranks(z @ classes.T, label), expected)
 
 
 def test_collapsed_classes_are_never_right():
   z = np.ones((5, 1), np.float32)
-  rank = zero_shot.ranks(z, np.ones((3, 1), np.float32), np.asarray([0, 1, 2, 0, 1]))
+  rank = zero_shot.ranks(z @ np.ones((1, 3), np.float32), np.asarray([0, 1, 2, 0, 1]))
   assert (rank == 2).all()
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from input_pipeline import tar_index
 from input_pipeline.drop import Drop
-from input_pipeline.sources import image_folder, jsonl, webdataset
+from input_pipeline.sources import image_folder, jsonl, karpathy, webdataset
 from input_pipeline.transforms import (
   decode_image,
   random_resized_crop,
@@ -213,19 +213,24 @@ def fuzz_lines(count, folder):
   lines = "\n".join(map(json.dumps, good)).encode()
   table = 'image,caption\na.png,"a ""cat"", é"\nb.png,b\na.png,c\n'.encode()
   sample = sample_caption.Transform(word_dropout=0.5)
+  texts = [{"raw": "a cat"}, {"raw": "b"}]
+  entry = {"filename": "a.png", "split": "train", "imgid": 7, "sentences": texts}
+  splits = json.dumps({"images": [entry, entry]}).encode()
   for seed in range(count):
     rng = np.random.default_rng(seed)
+    (folder / "k.json").write_bytes(mutated(splits, rng, [lines, splits], JSON_PIECES))
     path = folder / "x.jsonl"
     path.write_bytes(mutated(lines, rng, [lines, table], JSON_PIECES))
     (folder / "x.csv").write_bytes(mutated(table, rng, [lines, table], JSON_PIECES))
     sources = [jsonl.Source(paths=str(path), fields={"id": "id"})]
     sources.append(image_folder.Source(root=str(folder), table="x.csv"))
+    sources.append(karpathy.Source(path=str(folder / "k.json"), per="caption"))
     for source in sources:
       try:
         length = len(source)
-      except ValueError as e:  # the table's header, which is not an example's fault
-        assert "config.data.options.table" in str(e)
-        counts["no such column"] += 1
+      except ValueError as e:  # a table's header, or a whole JSON: no example's fault
+        assert "config.data.options." in str(e)
+        counts["not the layout"] += 1
         continue
       for i in range(length):
         counts[outcome(lambda s=source, i=i, rng=rng: sample(s[i], rng))] += 1

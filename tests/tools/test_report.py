@@ -262,3 +262,17 @@ def test_training_time_counts_every_step(workdir):
   run = report_data.read(workdir)
   # 200 steps of 8 at about 300 examples a second
   assert report.training_time(run, 8) == f"{200 * 8 / 300 / 60:.1f} min"
+
+
+def test_pictures_of_retrieval_where_one_image_has_several_captions():
+  from tests.input_pipeline import pairs
+  from tools import report_pictures
+
+  source = [pairs.pair(i) for i in range(6)]
+  artifact = {
+    "index": np.arange(6),
+    "i2t_query": np.array([0, 2, 4]),
+    "i2t_top": np.array([[1, 0], [2, 3], [5, 0]]),
+    "i2t_correct": np.array([[True, False]] * 3),
+  }
+  assert report_pictures.grid(artifact, "i2t", source)

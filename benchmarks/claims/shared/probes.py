@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evaluators import retrieval
+from evaluators import gallery
 
 Labelled = tuple[np.ndarray, np.ndarray]  # (x f32[n, d], y [n] or [n, k])
 
@@ -56,7 +56,7 @@ def separability(a: np.ndarray, b: np.ndarray) -> float:
 def recall(x: np.ndarray, y: np.ndarray, k: int = 1) -> float:
   """Returns recall at k of x_i for y_i [n, d] and back, the mean of both directions."""
   ids = np.arange(len(x))
-  found = (retrieval.search(a, b, ids, ids).rank for a, b in ((x, y), (y, x)))
+  found = (gallery.search(a, b, ids, ids).rank for a, b in ((x, y), (y, x)))
   return float(np.mean([(rank < k).mean() for rank in found]))
 
 
