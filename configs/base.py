@@ -167,7 +167,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.transforms = ()  # (a file of input_pipeline/transforms/, options), in order
   c.data.eval_transforms = ()
   c.data.repeat = 1  # training rows in a row of one example, each transformed anew
-  c.data.tokenizer = ""  # path of a sentencepiece model; "{workdir}" is replaced
+  c.data.tokenizer = (
+    ""  # path, see input_pipeline/tokenizer.py; "{workdir}" is replaced
+  )
   c.data.threads = 2  # that decode and transform
   c.data.workers = 0  # processes; 0: threads only
   c.data.prefetch = 8  # batches ready in memory

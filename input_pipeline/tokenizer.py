@@ -2,6 +2,7 @@
 
 Ids: 0 padding, 1 unknown, 2 begin, 3 end, then 256 bytes (a character that the model
 has not seen is spelt in UTF-8 bytes, so no id is ever lost), then pieces.
+Tokenizers of other libraries' models are read too: see `load`.
 """
 
 import collections
@@ -9,15 +10,19 @@ from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import io
+from typing import Protocol
 import unicodedata
 
 from etils import epath
 import numpy as np
 import sentencepiece
 
-from input_pipeline import atomic
+from input_pipeline import atomic, subwords
 
 PAD, UNKNOWN, BEGIN, END = range(4)
+# A model's table may have so many more rows than its tokenizer has ids: multiples of
+# some power of two are quicker to multiply by, and new ids are put behind the old.
+SPARE = 1024
 
 
 def train_tokenizer(
@@ -91,12 +96,20 @@ def fingerprint(path: str) -> str:
   return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()[:16]
 
 
-class Tokenizer:
-  """A loaded model; make it with `load`."""
+class Tokenizer(Protocol):
+  """What `load` returns, whatever library the file is of.
 
-  def __init__(self, model: bytes):
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-    self.vocab = self._model.vocab_size()
+  Attributes:
+    vocab: number of ids.
+    begin: ids that stand before a text.
+    end: ids that stand behind it.
+    fill: the id of padding.
+  """
+
+  vocab: int
+  begin: tuple[int, ...]
+  end: tuple[int, ...]
+  fill: int
 
   def encode(self, text: str, *, nbest: int = 1, draw: float = 0.0) -> list[int]:
     """Returns the ids of the text, ends not included.
@@ -107,71 +120,122 @@ class Tokenizer:
       draw: in [0, 1): which one. The caller's, because sentencepiece's own sampling has
         one generator for all threads.
     """
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the normalised text of ids, padding and ends left out."""
+
+  def piece(self, index: int) -> str:
+    """Returns the text of one id: "cat", or "-ing" for one inside of a word."""
+
+  def id(self, piece: str) -> int | None:
+    """Returns the id of a piece, by the name it has in the file, or None."""
+
+
+class Pieces:
+  """A sentencepiece model, ours or another's."""
+
+  def __init__(self, model: bytes):
+    self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.vocab = self._model.vocab_size()
+    self.begin: tuple[int, ...] = ()
+    self.end = tuple(i for i in (self._model.eos_id(),) if i >= 0)
+    self.fill = max(self._model.pad_id(), 0)
+
+  def encode(self, text: str, *, nbest: int = 1, draw: float = 0.0) -> list[int]:
+    """As in `Tokenizer`; unigram models have several segmentations of a text."""
     if nbest > 1:
       choices = self._model.NBestEncodeAsIds(text, nbest)
       return choices[int(draw * len(choices))] if choices else []
     return self._model.EncodeAsIds(text)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the normalised text of ids, padding and ends left out."""
-    return self._model.DecodeIds([int(i) for i in ids if i > END])
+    """As in `Tokenizer`."""
+    kept = [int(i) for i in ids if not self._special(int(i))]
+    return self._model.DecodeIds(kept)
 
   def piece(self, index: int) -> str:
-    """Returns the text of one id: "cat", or "-ing" for one inside of a word."""
-    piece = self._model.IdToPiece(int(index))
-    if index <= END or self._model.IsByte(int(index)):
+    """As in `Tokenizer`."""
+    index = int(index)
+    piece = self._model.IdToPiece(index)
+    if self._special(index) or self._model.IsByte(index):
       return piece
     return piece[1:] or "space" if piece.startswith("\u2581") else f"-{piece}"
 
-  def pad(
-    self, rows: Sequence[Sequence[int]], length: int, eos: bool = True
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids int32[b, length] and mask bool[b, length], cut, ended and padded."""
-    ids = np.full((len(rows), length), PAD, np.int32)
-    for i, row in enumerate(rows):
-      row = [*row[: length - 1], END] if eos else row[:length]
-      ids[i, : len(row)] = row
-    return ids, ids != PAD
+  def id(self, piece: str) -> int | None:
+    """As in `Tokenizer`."""
+    index = self._model.PieceToId(piece)
+    return index if self._model.IdToPiece(index) == piece else None
+
+  def _special(self, index: int) -> bool:
+    return self._model.IsControl(index) or self._model.IsUnknown(index)
+
+
+def padded(
+  rows: Sequence[Sequence[int]],
+  length: int,
+  begin: Sequence[int] = (),
+  end: Sequence[int] = (),
+  fill: int = PAD,
+) -> np.ndarray:
+  """Returns int32[b, length]: rows cut where both ends would not fit, and padded."""
+  ids = np.full((len(rows), length), fill, np.int32)
+  for i, row in enumerate(rows):
+    row = [*begin, *row[: max(length - len(begin) - len(end), 0)], *end][:length]
+    ids[i, : len(row)] = row
+  return ids
 
 
 def load(path: str, vocab: int, modality: str = "text") -> Tokenizer:
-  """Returns the tokenizer at `path`.
+  """Returns the tokenizer at `path`, by what the file holds.
 
   Args:
-    path: of a sentencepiece model.
+    path: of a sentencepiece model, of Hugging Face's tokenizer.json, or of the merges
+      of CLIP's (bpe_simple_vocab_16e6.txt.gz).
     vocab: what config.model.modalities.<modality>.vocab says.
     modality: for the error message.
 
   Raises:
-    ValueError: its size is not `vocab`, or it does not use 0 for padding.
+    ValueError: it is none of these, or has another number of ids than the model; one
+      of another library's may have up to `SPARE` fewer.
     FileNotFoundError: there is none; says how it comes about.
+    ImportError: it is another library's, and the package `tokenizers` is missing.
   """
   if "{workdir}" in path or not path or not epath.Path(path).exists():
     raise FileNotFoundError(
       f"no tokenizer at config.data.tokenizer = {path!r}: "
       "input_pipeline.pipeline.prepare(config, workdir) trains it on the captions"
     )
+  return check(epath.Path(path).read_bytes(), path, vocab, modality)
+
+
+def check(data: bytes, path: str, vocab: int, modality: str = "text") -> Tokenizer:
+  """Returns the tokenizer that a file holds; the rest is as of `load`."""
   try:
-    tokenizer = _load(epath.Path(path).read_bytes())
-  except RuntimeError as e:
+    tokenizer = _load(data)
+  except (RuntimeError, ValueError) as e:
     raise ValueError(
-      f"config.data.tokenizer = {path!r} is not a sentencepiece model ({e}): name "
-      "another, or remove it and one is trained on the captions"
+      f"config.data.tokenizer = {path!r} is not a sentencepiece model, nor a "
+      f"tokenizer.json, nor CLIP's merges ({e}): name another, or remove it and one is "
+      "trained on the captions"
     ) from e
-  if tokenizer.vocab != vocab:
+  spare = SPARE if subwords.is_json(data) or tokenizer.end != (END,) else 0
+  if not vocab - spare <= tokenizer.vocab <= vocab:
     raise ValueError(
       f"the tokenizer {path} has {tokenizer.vocab} ids, but "
       f"config.model.modalities.{modality}.vocab = {vocab}: set it to "
-      f"{tokenizer.vocab}, or remove the file to train another"
-    )
-  if tokenizer._model.pad_id() != PAD:
-    pad = tokenizer._model.pad_id()
-    raise ValueError(
-      f"config.data.tokenizer = {path!r} pads with {pad}; Concord with 0"
+      f"{tokenizer.vocab}, or remove the file to train another; for parameters from "
+      "elsewhere, take the tokenizer that they were trained with"
     )
   return tokenizer
 
 
+def id_of(data: bytes, piece: str) -> int | None:
+  """Returns the id of a piece of a tokenizer's file, or None."""
+  return _load(data).id(piece)
+
+
 @functools.lru_cache(maxsize=4)
-def _load(model: bytes) -> Tokenizer:
-  return Tokenizer(model)
+def _load(data: bytes) -> Tokenizer:
+  if subwords.is_json(data):
+    return subwords.from_json(data)
+  return subwords.from_merges(data) if subwords.is_merges(data) else Pieces(data)

@@ -246,12 +246,13 @@ def init_from(path: str, params, shardings, asked_by: str = "config.init_from"):
   return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values())), report
 
 
-def read_params(path: str, asked_by: str) -> dict[str, Any]:
+def read_params(path: str, asked_by: str, averaged: bool = False) -> dict[str, Any]:
   """Returns all parameters of a checkpoint, {"towers": ..., ...}, on the first device.
 
   Args:
     path: as of `init_from`.
     asked_by: the flag that names it, for the error message.
+    averaged: their moving average, where the checkpoint has one: what is evaluated.
 
   Raises:
     FileNotFoundError: no checkpoint there.
@@ -259,11 +260,12 @@ def read_params(path: str, asked_by: str) -> dict[str, Any]:
   folder = step_folder(path, asked_by)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with ocp.PyTreeCheckpointer() as reader:
+    part = "ema" if averaged and _saved(reader, folder, "ema") else "params"
     item = {
       k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=here)
-      for k, v in _saved(reader, folder).items()
+      for k, v in _saved(reader, folder, part).items()
     }
-    return _read(reader, folder, item)
+    return _read(reader, folder, item, part)
 
 
 def write_params(path: str, params) -> None:
@@ -280,20 +282,33 @@ def write_params(path: str, params) -> None:
     writer.save(folder / "state", {"params": params})
 
 
-def _saved(reader: ocp.PyTreeCheckpointer, folder) -> dict[str, Any]:
-  """Returns path -> shape and dtype of every parameter of a step."""
+def _saved(
+  reader: ocp.PyTreeCheckpointer, folder, part: str = "params"
+) -> dict[str, Any]:
+  """Returns path -> shape and dtype of every parameter of a step; {} without any."""
   tree = reader.metadata(folder / "state").item_metadata
-  return flatten(getattr(tree, "tree", tree)["params"])
+  return flatten(getattr(tree, "tree", tree).get(part, {}))
 
 
-def _read(reader: ocp.PyTreeCheckpointer, folder, item) -> dict[str, Any]:
+def _read(
+  reader: ocp.PyTreeCheckpointer, folder, item, part: str = "params"
+) -> dict[str, Any]:
   """Returns the parameters that `item` asks for: path -> shape, dtype and sharding."""
-  nested = {"params": nest(item)}
+  nested = {part: nest(item)}
   restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
   args = ocp.args.PyTreeRestore(
     item=nested, restore_args=restore_args, partial_restore=True
   )
-  return reader.restore(folder / "state", args=args)["params"]
+  return reader.restore(folder / "state", args=args)[part]
+
+
+def is_checkpoint(path) -> bool:
+  """Returns whether a folder is a workdir with checkpoints, their folder, or a step."""
+  path = epath.Path(path)
+  if not path.is_dir():
+    return False
+  found = (path / "state", path / "checkpoints", *path.glob("step_*"))
+  return any(p.is_dir() for p in found)
 
 
 def step_folder(where: str, asked_by: str = "config.init_from"):

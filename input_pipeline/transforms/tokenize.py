@@ -1,6 +1,6 @@
-"""A caption to ids of the run's sentencepiece model, and to its letter n-grams."""
+"""A caption to ids of the run's tokenizer, and to its letter n-grams."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -8,17 +8,19 @@ import zlib
 
 import numpy as np
 
+from input_pipeline import cleaning, untrusted
 from input_pipeline import tokenizer as tokenizers
-from input_pipeline import untrusted
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
+from model import catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
   """Writes `<modality>` int32[length + ngrams] and `<modality>_mask` bool[length].
 
-  0 is padding, in the ids and in the n-grams behind them; the mask is of the ids.
+  0 is padding in the n-grams behind the ids, and in the ids unless the tokenizer has
+  another one; the mask is of the ids.
 
   Drops "empty caption" where the tokenizer's normalisation leaves nothing, and "caption
   is not UTF-8".
@@ -28,9 +30,16 @@ class Transform:
     modality: of config.model.modalities; gives the names of the keys it writes.
     length: tokens; taken from the modality. Longer captions are cut, but still ended.
     vocab: number of ids; taken from the modality, and checked against the model.
+    pad: the id that the mask leaves out; taken from the modality. -1: none.
+    stop: the id behind whose first the mask is False; taken from the modality's `eos`.
+      -1: none.
     ngrams: most letter n-grams of the caption; taken from the modality. 0 is none.
     ngram_rows: what they are hashed into; taken from the modality.
     eos: whether to end the caption with the end token (which pool = "last" reads).
+    begin: ids before a caption; None: as the tokenizer's file has it.
+    end: ids behind it; None: as the tokenizer's file has it.
+    fill: the id of padding; None: as the tokenizer's file has it.
+    clean: what is done to a caption first: a name in input_pipeline/cleaning.py.
     nbest: samples one of the n most likely segmentations (arXiv 1804.10959); 1 is the
       best one. Unigram models only.
     key: what it reads.
@@ -42,9 +51,22 @@ class Transform:
   modality: str = "text"
   ngrams: int = 0
   ngram_rows: int = 32_768
+  pad: int = tokenizers.PAD
+  stop: int = -1
   eos: bool = True
+  begin: tuple[int, ...] | None = None
+  end: tuple[int, ...] | None = None
+  fill: int | None = None
+  clean: str = "none"
   nbest: int = 1
   key: str = "caption"
+
+  def __post_init__(self):
+    if self.clean not in cleaning.CLEAN:
+      raise ValueError(
+        f"tokenize: clean = {self.clean!r}: "
+        f"{catalogue.near_misses(self.clean, list(cleaning.CLEAN))}"
+      )
 
   @property
   def reads(self) -> tuple[str, ...]:
@@ -58,17 +80,26 @@ class Transform:
 
   @classmethod
   def defaults(cls, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tokenizer's path, and length and vocabulary of the modality."""
+    """Returns the tokenizer's path, and what config.model says of the modality."""
     given = {"tokenizer": config.data.tokenizer}
     modality = config.model.modalities.get(options.get("modality", "text"))
     if modality is None:
       return given
-    keys = ("length", "vocab", "ngrams", "ngram_rows")
-    return given | {key: modality[key] for key in keys}
+    keys = ("length", "vocab", "ngrams", "ngram_rows", "pad")
+    return given | {key: modality[key] for key in keys} | {"stop": modality.eos}
 
   @functools.cached_property
   def _model(self) -> tokenizers.Tokenizer:
-    return tokenizers.load(self.tokenizer, self.vocab, self.modality)
+    model = tokenizers.load(self.tokenizer, self.vocab, self.modality)
+    fill = model.fill if self.fill is None else self.fill
+    if self.pad not in (-1, fill):
+      where = f"config.model.modalities.{self.modality}.pad"
+      raise ValueError(
+        f"texts are padded with {fill} (by {self.tokenizer}, or `fill` of tokenize), "
+        f"but {where} = {self.pad}, so that padding would be read: set it to {fill}, "
+        "or to -1 where the model reads padding too"
+      )
+    return model
 
   def __getstate__(self) -> dict[str, Any]:
     return {k: v for k, v in self.__dict__.items() if k != "_model"}
@@ -77,17 +108,37 @@ class Transform:
     """Returns the example with ids and mask."""
     if not untrusted.is_utf8(example[self.key]):
       raise Drop("caption is not UTF-8")
-    ids = self._model.encode(example[self.key], nbest=self.nbest, draw=rng.random())
+    text = cleaning.CLEAN[self.clean](example[self.key])
+    ids = self._model.encode(text, nbest=self.nbest, draw=rng.random())
     if not ids:
       raise Drop("empty caption")
-    rows, masks = self._model.pad([ids], self.length, self.eos)
-    row = rows[0]
+    row, mask = self._row(ids)
     if self.ngrams:
       grams = np.zeros(self.ngrams, np.int32)
       found = letter_ngrams(example[self.key], self.ngram_rows)[: self.ngrams]
       grams[: len(found)] = found
       row = np.concatenate([row, grams])
-    return example | {self.modality: row, f"{self.modality}_mask": masks[0]}
+    return example | {self.modality: row, f"{self.modality}_mask": mask}
+
+  def blank(self) -> Example:
+    """Returns what a text without ids would be, which a call drops: its ends alone."""
+    row, mask = self._row([])
+    row = np.concatenate([row, np.zeros(self.ngrams, np.int32)])
+    return {self.modality: row, f"{self.modality}_mask": mask}
+
+  def _row(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns int32[length] and bool[length], as `model.layers.stem.Tokens` has it."""
+    model = self._model
+    begin = model.begin if self.begin is None else self.begin
+    end = model.end if self.end is None else self.end
+    fill = model.fill if self.fill is None else self.fill
+    ends = (begin, end) if self.eos else ((), ())
+    (row,) = tokenizers.padded([ids], self.length, *ends, fill)
+    mask = row != self.pad if self.pad >= 0 else np.ones(len(row), bool)
+    if self.stop >= 0:
+      stops = np.cumsum(row == self.stop)
+      mask &= (stops == 0) | ((row == self.stop) & (stops == 1))
+    return row, mask
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -1,9 +1,13 @@
 """The tokenizer: deterministic, complete (bytes), and checked against the model."""
 
+import json
+
+import numpy as np
 import pytest
 
-from input_pipeline import pipeline
+from input_pipeline import pipeline, subwords
 from input_pipeline import tokenizer as tokenizers
+from input_pipeline.transforms import tokenize
 from tests.input_pipeline.pairs import WORDS, make_config
 
 CAPTIONS = [f"{a} {b}" for a in WORDS for b in WORDS] + ["猫と犬", "кот и собака"]
@@ -81,3 +85,58 @@ def test_tokenize_for_evaluators(config):
     pipeline.tokenize(config(), ["red", ""])
   with pytest.raises(ValueError, match="no tokenize for 'audio'"):
     pipeline.tokenize(config(), ["red"], modality="audio")
+
+
+def test_tokenize_ends_pads_and_masks_as_it_is_told(tokenizer):
+  def run(text, **options):
+    transform = tokenize.Transform(tokenizer=tokenizer, vocab=300, length=6, **options)
+    out = transform({"caption": text}, np.random.default_rng(3))
+    return out["text"].tolist(), out["text_mask"].tolist()
+
+  plain = run("a")[0]
+  n = plain.index(tokenizers.END)
+  ids, mask = run("a", begin=(7,), end=(8, 9), fill=9, pad=-1, stop=8)
+  assert ids[: n + 3] == [7, *plain[:n], 8, 9] and set(ids[n + 3 :]) <= {9}
+  assert mask == [i < n + 2 for i in range(6)]
+  assert run("a", pad=-1)[1] == [True] * 6
+  long = run("red cat tree dog blue", begin=(7,))[0]
+  assert (long[0], long[-1]) == (7, tokenizers.END)
+  assert run(" A, &", clean="plain")[0] == plain
+  blank = tokenize.Transform(tokenizer=tokenizer, vocab=300, length=3, ngrams=2).blank()
+  assert blank["text"].tolist() == [tokenizers.END, 0, 0, 0, 0]
+  assert blank["text_mask"].tolist() == [True, False, False]
+  with pytest.raises(ValueError, match=r"padded with 9 .*text\.pad = 0.*set it to 9"):
+    run("a", fill=9)
+  with pytest.raises(ValueError, match=r"clean = 'plian': did you mean plain"):
+    run("a", clean="plian")
+
+
+def test_tokenizers_of_other_libraries(tmp_path):
+  pytest.importorskip("tokenizers")
+  names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s"]
+  path = tmp_path / "tokenizer.json"
+  path.write_text(subwords.bert_json("\n".join(names) + "\n", lowercase=True))
+  model = tokenizers.load(str(path), 8)
+  assert (model.vocab, model.begin, model.end, model.fill) == (8, (2,), (3,), 0)
+  assert model.encode("A  Cats") == [5, 6, 7] and model.encode("") == []
+  assert model.decode([2, 5, 6, 7, 3, 0]) == "a cats" and model.piece(7) == "##s"
+  assert tokenizers.load(str(path), 8 + tokenizers.SPARE).vocab == 8
+  for vocab in (7, 9 + tokenizers.SPARE):
+    with pytest.raises(ValueError, match=rf"has 8 ids, but .*text\.vocab = {vocab}"):
+      tokenizers.load(str(path), vocab)
+  with pytest.raises(ValueError, match="nbest = 4, and this tokenizer has one"):
+    model.encode("a", nbest=4)
+  said = json.loads(path.read_text()) | {"padding": None, "post_processor": None}
+  bare = subwords.from_json(json.dumps(said).encode())
+  assert (bare.begin, bare.end) == ((), ())
+  path.write_text("{}")
+  with pytest.raises(ValueError, match=r"nor a tokenizer\.json"):
+    tokenizers.load(str(path), 8)
+
+  merges = "#version: 0.2\nc a\nca t</w>\n"
+  names = ["c", "a", "t</w>", "ca", "cat</w>", "s</w>", subwords.START, subwords.END]
+  clip = subwords.clip_json({n: i for i, n in enumerate(names)}, merges)
+  model = subwords.from_json(clip.encode())
+  assert model.encode("CAT  cat") == [4, 4]
+  assert (model.begin, model.end) == ((6,), (7,)) and model.id("ca") == 3
+  assert model.decode([6, 4, 4, 7]) == "cat cat"

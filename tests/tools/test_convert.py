@@ -35,7 +35,7 @@ def source(model, tmp_path_factory):
   text = json.dumps({"weight_map": index})
   (folder / "model.safetensors.index.json").write_text(text)
   (folder / "config.json").write_text(json.dumps(card))
-  (folder / "tokenizer.json").write_text("{}")
+  (folder / "vocab.json").write_text("{}")
   pixels = json.dumps(dict(image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 3]))
   (folder / "preprocessor_config.json").write_text(pixels)
   return folder
@@ -52,7 +52,7 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   said = capsys.readouterr().out
   assert "read: hf's CLIPModel" in said and "unused: none" in said
   assert f"loaded: {len(state)} arrays of {len(state)}" in said
-  assert "copied, not converted: tokenizer.json\n" in said
+  assert "copied: vocab.json\n" in said and "tokenizer: none found" in said
   assert f"--config {ours / 'config.py'} --config.init_from={ours}" in said
 
   # The recipe makes the model, and config.init_from takes every array of it.
@@ -61,7 +61,7 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   written = json.loads((ours / "config.json").read_text())
   assert json.loads(recipe.to_json()) == written
   assert recipe.data.eval_transforms[1:] == (
-    ("resize", dict(crop=1.0)),
+    ("resize", dict(crop=1.0, as_in="transformers")),
     ("normalize", dict(mean=(0.1, 0.2, 0.3), std=(1, 2, 3))),
   )
   wanted = explain_sharding.abstract_params(recipe)
@@ -76,7 +76,7 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   assert "read: a checkpoint of Concord's" in capsys.readouterr().out
   same(safetensors.numpy.load_file(theirs / "model.safetensors"), state)
   assert json.loads((theirs / "config.json").read_text()) == card
-  assert (theirs / "tokenizer.json").exists()
+  assert (theirs / "vocab.json").exists()
   pixels = json.loads((theirs / "preprocessor_config.json").read_text())
   assert pixels["image_mean"] == [0.1, 0.2, 0.3] and pixels["image_std"] == [1, 2, 3]
   assert pixels["size"] == {"shortest_edge": 8} and pixels["do_center_crop"]
@@ -112,7 +112,10 @@ def test_sizes_and_ids_are_resized_on_the_way(source, tmp_path, capsys):
   said = capsys.readouterr().out
   assert "resized: images of (8, 8, 3) -> (12, 12, 3), ids 9 -> 10" in said
   recipe = explain_sharding.load(str(tmp_path / "out" / "config.py"))
-  assert recipe.data.eval_transforms[1] == ("resize", dict(crop=1.0))
+  assert recipe.data.eval_transforms[1] == (
+    "resize",
+    dict(crop=1.0, as_in="transformers"),
+  )
   wanted = checkpoint.flatten(explain_sharding.abstract_params(recipe))
   got = checkpoint.read_params(str(tmp_path / "out"), "--from")
   del got["objective"]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from model.interop import convert, describe, rules
+from model.interop import convert, describe, files, rules
 from tests.model.interop import peers
 from tools import convert as tool
 
@@ -97,7 +97,8 @@ def test_files_of_the_command_load_in_the_peer(library, tmp_path):
   with peers.quiet():
     model = peers.randomised(torch, open_clip.model.CLIP(**card))
   state = peers.state_of(model)
-  tool.write(pathlib.Path(theirs_at), "open_clip", state, {"model_cfg": card}, {})
+  beside = {files.CONFIGS["open_clip"]: {"model_cfg": card}}
+  files.write(pathlib.Path(theirs_at), "open_clip", state, beside)
   tool.main(["--from", theirs_at, "--to", ours_at, "--format", "concord"])
   tool.main(["--from", ours_at, "--to", back_at, "--format", "open_clip"])
   with peers.quiet():
