@@ -16,7 +16,6 @@ import sys
 from typing import Any
 
 from matplotlib.figure import Figure
-import matplotlib.pyplot as plt
 
 from tools import report_data as data
 from tools import report_experts as experts
@@ -51,7 +50,6 @@ class Album:
       return ""
     path = self.folder / f"{name}.png"
     fig.savefig(path, facecolor="white")
-    plt.close(fig)
     return page.picture(path, alt, caption)
 
 

@@ -4,12 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-import matplotlib.pyplot as plt
 import numpy as np
 
 from tools.report_data import Run
@@ -46,15 +42,16 @@ STYLE: Any = {
 
 def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
   """Returns a figure of the report's style and its axes [rows, columns]."""
-  with plt.rc_context(STYLE):
-    return plt.subplots(rows, columns, figsize=size, squeeze=False)
+  with matplotlib.rc_context(STYLE):
+    fig = Figure(figsize=size)  # not pyplot's: a notebook would show those twice
+    return fig, fig.subplots(rows, columns, squeeze=False)
 
 
 def styled(draw):
   """Wraps a drawing function, so that what it adds follows the style too."""
 
   def wrapped(*args, **kwargs):
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
       return draw(*args, **kwargs)
 
   wrapped.__doc__ = draw.__doc__
