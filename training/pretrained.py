@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from evaluators import context as context_lib
-from evaluators import retrieval, zero_shot
+from evaluators import gallery, retrieval, zero_shot
 from input_pipeline import examples, pipeline
 from sharding import mesh as meshes
 from sharding import rules
@@ -137,7 +137,7 @@ class Pretrained:
       )
     table = {}
     for a, b in (tuple(z), tuple(z)[::-1]):
-      found = retrieval.search(z[a], z[b], places[a], places[b])
+      found = gallery.rank(z[a], z[b], places[a], places[b], mesh=self.context.mesh)
       for key, value in retrieval.summarise(found, len(z[b]), ks).items():
         table[f"{retrieval.direction(a, b, tuple(z))}_{key}"] = value
     return table
