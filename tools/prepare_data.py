@@ -42,6 +42,7 @@ from input_pipeline.transforms import decode_image
 from model import catalogue
 
 _MANIFEST = "manifest.json"
+_SHARDS = "data.array_record"
 _CHUNK = 2**22
 _EXAMPLES = 10  # of each reason, that the manifest names
 _DECODER = decode_image.Transform()
@@ -133,6 +134,8 @@ def _part(target: epath.Path) -> Iterator[epath.Path]:
     part = epath.Path(folder)
     yield part
     target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob(f"{_SHARDS}*"):  # of a run that was killed
+      old.unlink()
     names = sorted((p.name for p in part.iterdir()), key=lambda n: (n == _MANIFEST, n))
     for name in tqdm.tqdm(names, "copy", unit=" files"):
       with (part / name).open("rb") as read, (target / name).open("wb") as written:
@@ -154,7 +157,7 @@ def write(
   rejects: dict[str, list[int]] = collections.defaultdict(list)
   seen = len(source) if flags.limit is None else min(flags.limit, len(source))
   files = arrayrecord.write_records(
-    str(folder / "data.array_record"),
+    str(folder / _SHARDS),
     _usable(source, flags, rejects, bar=True),
     shards=flags.shards,
     classes=source.classes or None,
@@ -198,7 +201,7 @@ def verify(folder: epath.Path, examples: Iterator[dict] | None = None) -> int:
   if not path.exists():
     raise FileNotFoundError(f"no {path}: not written by tools.prepare_data to its end")
   manifest = json.loads(path.read_text())
-  there = {p.name for p in folder.glob("data.array_record*")}
+  there = {p.name for p in folder.glob(f"{_SHARDS}*")}
   if there != set(manifest["shards"]):
     odd = sorted(there ^ set(manifest["shards"]))
     raise ValueError(

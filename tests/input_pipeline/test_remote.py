@@ -101,13 +101,16 @@ def test_prepared_data_go_to_a_bucket_with_the_manifest_last(
   layouts.klettres(tmp_path)
   flags = ["--recipe", "klettres", "--root", str(tmp_path), "--shards", "2"]
   flags += ["--split", "all", "--out", "s3://bucket/out"]
+  killed = "s3://bucket/out/all/data.array_record-00002-of-00003"
+  Bucket().pipe(killed, b"of a run that was killed")
   written, opened = [], Bucket.open
-  monkeypatch.setattr(
-    Bucket, "open", lambda self, p, mode="rb", **k: (
-      written.append(p) if "w" in mode else None,
-      opened(self, p, mode, **k),
-    )[1]
-  )  # fmt: skip
+
+  def noted(self, path, mode="rb", **options):
+    if "w" in mode:
+      written.append(path)
+    return opened(self, path, mode, **options)
+
+  monkeypatch.setattr(Bucket, "open", noted)
   prepare_data.main([*flags, "--verify"])
   assert "8 of 10 examples in 2 shards" in capsys.readouterr().out
   assert str(written[-1]).endswith("out/all/manifest.json") and len(written) == 4
