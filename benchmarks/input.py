@@ -42,7 +42,10 @@ def ours(threads: int = 0, workers: int = 0, **more: Any) -> Contender:
   given = dict(
     source="arrayrecord", without=(), loader_threads=threads, workers=workers
   )
-  return dict(module="input_ours", warm=3 if threads or workers else 0) | given | more
+  # What may be ready when a turn begins: two batches, and with processes two more of
+  # their own and what is between.
+  warm = 8 if workers else 3 if threads else 0
+  return dict(module="input_ours", warm=warm) | given | more
 
 
 def peer(name: str, workers: int = 0) -> Contender:
