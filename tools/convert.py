@@ -103,7 +103,11 @@ def run(flags: argparse.Namespace) -> str:
     beside |= pixels.written(config, flags.format, card)
     files.write(to, flags.format, state, beside)
     use = str(to)
-  lines += copied(source if source.is_dir() else source.parent, to)
+  folder = source if source.is_dir() else source.parent
+  named = pathlib.Path(config.data.tokenizer)
+  if named.name and named.exists() and not words:
+    folder = named.parent  # of a run, whose tokenizer came from elsewhere
+  lines += copied(folder, to)
   return "\n".join([*lines, f"use it: {use}"])
 
 
