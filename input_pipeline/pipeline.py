@@ -26,7 +26,7 @@ from input_pipeline.loader import EvalBatches, Loader
 from input_pipeline.stream import Member, Stream
 from input_pipeline.transforms import tokenize as tokenizing
 from model import catalogue
-from model.types import example_spec
+from model.shapes import example_spec
 
 _SOURCES, _TRANSFORMS = "input_pipeline.sources", "input_pipeline.transforms"
 

@@ -9,9 +9,6 @@ from typing import Any, Protocol
 
 from flax import struct
 import jax
-import numpy as np
-
-from model import mel
 
 Array = jax.Array
 Params = Mapping[str, Any]  # a tree of arrays
@@ -27,19 +24,6 @@ ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")  # the mesh axes that split the global batch
-
-
-def example_spec(modality: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype]:
-  """Returns shape and dtype of one example of an entry of config.model.modalities."""
-  if modality["stem"] == "tokens":
-    return (modality["length"] + modality["ngrams"],), np.dtype(np.int32)
-  if modality["stem"] == "token_patches":
-    return (modality["length"], *modality["patch"]), np.dtype(np.int32)
-  if log_mel := modality.get("log_mel"):
-    return (modality["size"][0] * log_mel.get("hop", mel.LogMel.hop),), np.dtype(
-      np.float32
-    )
-  return tuple(modality["size"]), np.dtype(np.float32)
 
 
 @struct.dataclass

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from model.types import MESH_AXES, example_spec
+from model.shapes import example_spec
+from model.types import MESH_AXES
 from sharding import mesh as meshes
 from sharding import placement
 

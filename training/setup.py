@@ -13,7 +13,8 @@ import optax
 
 from model import catalogue
 from model.encoders import towers as towers_lib
-from model.types import Batch, example_spec
+from model.shapes import example_spec
+from model.types import Batch
 from sharding import mesh as mesh_lib
 from sharding import placement, rules
 from training import optimizer

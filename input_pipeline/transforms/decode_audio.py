@@ -12,7 +12,7 @@ import soundfile
 from input_pipeline.drop import Drop
 from input_pipeline.interfaces import Example
 from model.mel import LogMel
-from model.types import example_spec
+from model.shapes import example_spec
 
 # libsndfile guesses among two dozen formats; these are let through to it.
 MAGIC = {"ogg": b"OggS", "wav": b"RIFF", "flac": b"fLaC"}

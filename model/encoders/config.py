@@ -14,7 +14,8 @@ from model.layers.pool import POOLS
 from model.layers.position import POSITIONS
 from model.mel import LogMel
 from model.moe.config import MoeConfig
-from model.types import Array, example_spec
+from model.shapes import example_spec
+from model.types import Array
 
 WHERE = "config.model.modalities"
 STEMS = ("patches", "tokens", "token_patches")
@@ -263,6 +264,6 @@ def example(model: Mapping[str, Any], size: int = 1) -> dict[str, Array]:
   """Returns a batch of `size` zeros of every modality: enough to initialise Towers.
 
   Such as f32[size, height, width, channels], or int32[size, length + ngrams] of ids:
-  `model.types.example_spec`. The parameters do not depend on `size`.
+  `model.shapes.example_spec`. The parameters do not depend on `size`.
   """
   return {m.name: jnp.zeros((size, *m.shape), m.dtype) for m in modalities(model)}

@@ -7,7 +7,7 @@ import pytest
 
 from input_pipeline import pipeline
 from input_pipeline.sources import synthetic
-from model.types import example_spec
+from model.shapes import example_spec
 
 RECIPES = ("sound_text", "speech_tuxpaint", "video_text", "series_text", "music_text")
 

@@ -1,7 +1,6 @@
 """Transforms: pixels and captions come out right, unusable ones drop with a reason."""
 
 import io
-import pickle
 import zlib
 
 import numpy as np
@@ -21,7 +20,6 @@ from input_pipeline.transforms import (
   sample_caption,
   tokenize,
 )
-from model import catalogue
 from tests.input_pipeline.pairs import png
 
 
@@ -375,25 +373,3 @@ def test_outline_inks_edges_and_nothing_else():
   np.testing.assert_array_equal(same, image)
   with pytest.raises(ValueError, match="strength"):
     outline.Transform(strength=(0.5, 1.5))
-
-
-# What has no default.
-NEEDED = {
-  "id_from_label": dict(label="kind"),
-  "keep": dict(keys=("family",)),
-  "noun_labels": dict(classes=8),
-  "one_hot": dict(labels=(("kind", 3),)),
-  "pair_classes": dict(label="kind"),
-  "random_resized_crop": dict(size=(8, 8)),
-  "resize": dict(size=(8, 8)),
-  "tokenize": dict(tokenizer="path", length=4, vocab=300),
-}
-
-
-def test_every_transform_keeps_to_the_contract():
-  for name in catalogue.names("input_pipeline.transforms"):
-    cls = catalogue.find("input_pipeline.transforms", name, "Transform")
-    transform = cls(**NEEDED.get(name, {}))
-    assert transform.reads
-    assert transform.writes
-    assert hash(transform) == hash(pickle.loads(pickle.dumps(transform)))

@@ -75,7 +75,7 @@ def test_a_signal_leaves_out_evaluators_but_not_the_last_ones(step, ran):
     [*map(evaluator, ("first", "second"))],
   )
   run.state = types.SimpleNamespace(eval_params={})
-  run.writer = types.SimpleNamespace(write=lambda step, values: None)
+  run.writer = types.SimpleNamespace(write=lambda *row: None, flush=lambda: None)
   run.loader = types.SimpleNamespace(state=lambda: {"example": 3})
   run.clock = types.SimpleNamespace(paused=contextlib.nullcontext)
   run.checkpointer = types.SimpleNamespace(save=lambda *args: saved.append(args))
