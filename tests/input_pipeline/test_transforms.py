@@ -1,6 +1,7 @@
 """Transforms: pixels and captions come out right, unusable ones drop with a reason."""
 
 import io
+import pickle
 import zlib
 
 import numpy as np
