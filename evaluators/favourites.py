@@ -178,7 +178,7 @@ def grid(modality: Any) -> tuple[int, int]:
 
   The frames of a video lie below each other; patches of ids are a row each.
   """
-  if modality["stem"] == "token_patches":
+  if modality.get("stem") == "token_patches":
     return modality["length"], 1
   *rows, columns = (s // p for s, p in zip(modality["size"], modality["patch"]))
   return math.prod(rows), columns

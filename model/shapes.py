@@ -10,9 +10,10 @@ from model import mel
 
 def example_spec(modality: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype]:
   """Returns shape and dtype of one example of an entry of config.model.modalities."""
-  if modality["stem"] == "tokens":
-    return (modality["length"] + modality["ngrams"],), np.dtype(np.int32)
-  if modality["stem"] == "token_patches":
+  stem = modality.get("stem", "patches")
+  if stem == "tokens":
+    return (modality["length"] + modality.get("ngrams", 0),), np.dtype(np.int32)
+  if stem == "token_patches":
     return (modality["length"], *modality["patch"]), np.dtype(np.int32)
   if log_mel := modality.get("log_mel"):
     return (modality["size"][0] * log_mel.get("hop", mel.LogMel.hop),), np.dtype(
