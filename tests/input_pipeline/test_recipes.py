@@ -75,7 +75,7 @@ def test_a_missing_package_says_how_to_get_it(name, tmp_path):
 
 
 def test_the_seed_deals_and_validation_leaves_test_alone():
-  families = [f"f{i // 3}" for i in range(100)]
+  families = [f"f{i // 3}" for i in range(300)]
   dealt = splits.held_out(families, 0, 0.2, 0.0)
   assert dealt == splits.held_out(families[::-1], 0, 0.2, 0.0)
   assert dealt != splits.held_out(families, 1, 0.2, 0.0)
