@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import pathlib
 from typing import Any, ClassVar, Literal, NamedTuple
+import zlib
 
 from etils import epath
 
@@ -23,6 +24,8 @@ from input_pipeline.interfaces import Example
 from model import catalogue
 
 MAX_TABLE = 2**30  # bytes of one file that lists the examples
+# What the parsers of tables raise (SyntaxError: XML), and what reads past their rows.
+_DAMAGE = (ValueError, LookupError, TypeError, SyntaxError, Drop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ class Entry(NamedTuple):
 class Installed:
   """The examples of a data set in a package, in a fixed order; a base of `Source`s.
 
-  A subclass sets `about` and defines `entries` and `example`.
+  A subclass sets `about` and defines `entries` and `example`. Drops "broken entry".
 
   Attributes:
     root: where the package was installed or unpacked; "" is where its package manager
@@ -115,7 +118,8 @@ class Installed:
 
   Raises:
     FileNotFoundError: the package is not there; says how to get it.
-    ValueError: an unknown split, or shares that leave nothing to train on.
+    ValueError: an unknown split, shares that leave nothing to train on, or tables that
+      are damaged.
   """
 
   about: ClassVar[Recipe]
@@ -164,7 +168,13 @@ class Installed:
 
   @functools.cached_property
   def _entries(self) -> Sequence[Entry]:
-    entries = self.entries()
+    try:
+      entries = self.entries()
+    except _DAMAGE as e:
+      raise ValueError(
+        f"{self.about.title}: {self.folder} is not as {self.about.package} has it "
+        f"({type(e).__name__}: {e}); get it again: {self.about.get}"
+      ) from e
     if not entries:
       raise FileNotFoundError(
         f"{self.about.title}: nothing in {self.folder}: {self.about.get}"
@@ -207,7 +217,12 @@ class Installed:
       raise IndexError(f"example {i} of {len(self)}")
     entry = self._chosen[i]
     family = self._families[entry.family]
-    return {"family": family, **self.example(entry.value)}
+    try:
+      return {"family": family, **self.example(entry.value)}
+    except Drop:
+      raise
+    except _DAMAGE as e:
+      raise Drop("broken entry") from e
 
   def read(self, name: str, limit: int = untrusted.MAX_BYTES) -> bytes:
     """Returns the bytes of a file below the folder, or raises `Drop`."""
@@ -225,7 +240,7 @@ class Installed:
       return gzip.decompress(data) if name.endswith(".gz") else data
     except Drop as e:
       raise FileNotFoundError(f"{self.folder / name}: {e.reason}") from e
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
       raise ValueError(f"{self.folder / name} is damaged: {e}") from e
 
 

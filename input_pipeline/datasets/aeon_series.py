@@ -42,9 +42,8 @@ class Source(recipe.Installed):
 
   about = RECIPE
 
-  @functools.cached_property
-  def _parts(self) -> Mapping[str, tuple[Mapping[str, str], list[str]]]:
-    """Returns part -> its header, and its lines of data."""
+  def __post_init__(self):
+    super().__post_init__()
     known = sorted(
       p.name for p in self.folder.iterdir() if (p / f"{p.name}_TRAIN.ts").exists()
     )
@@ -53,6 +52,10 @@ class Source(recipe.Installed):
         f"config.data.options.name: aeon has no {self.name!r} as .ts; "
         f"{catalogue.near_misses(self.name, known)}"
       )
+
+  @functools.cached_property
+  def _parts(self) -> Mapping[str, tuple[Mapping[str, str], list[str]]]:
+    """Returns part -> its header, and its lines of data."""
     stem = f"{self.name}/{self.name}"
     return {part: _parsed(self.table(f"{stem}_{part.upper()}.ts")) for part in _PARTS}
 

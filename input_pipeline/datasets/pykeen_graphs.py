@@ -37,13 +37,16 @@ class Source(recipe.Installed):
 
   about = RECIPE
 
-  def entries(self) -> Sequence[recipe.Entry]:
-    """Returns (head, relation, tail) of the three parts."""
+  def __post_init__(self):
+    super().__post_init__()
     if self.name not in NAMES:
       raise ValueError(
         f"config.data.options.name: no {self.name!r}; "
         f"{catalogue.near_misses(self.name, list(NAMES))}"
       )
+
+  def entries(self) -> Sequence[recipe.Entry]:
+    """Returns (head, relation, tail) of the three parts."""
     return [
       recipe.Entry(tuple(line.split("\t")), line, part)
       for part, file in _FILES.items()

@@ -1,5 +1,6 @@
 """Recipes of data in packages: what they read, how they split, what they say."""
 
+import collections
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ from input_pipeline import records, splits
 from input_pipeline.drop import Drop
 from input_pipeline.transforms import decode_image
 from model import catalogue
-from tests.input_pipeline import layouts
+from tests.input_pipeline import layouts, test_fuzz
 
 EMOJI = ("noto", "openmoji", "twemoji")
 NAMES = [n for n in catalogue.names("input_pipeline.datasets") if n not in EMOJI]
@@ -165,7 +166,9 @@ def test_series(root):
     series[6]
   assert source("aeon_series", root, name="Target")[2]["target"] == 2.5
   with pytest.raises(ValueError, match="did you mean BasicMotions"):
-    len(source("aeon_series", root, name="BasicMotion"))
+    source("aeon_series", root, name="BasicMotion")
+  with pytest.raises(ValueError, match="did you mean nations"):
+    source("pykeen_graphs", root, name="nation")
 
 
 def test_ratings_are_held_out_by_time(root):
@@ -198,6 +201,44 @@ def test_a_damaged_table_is_named(root, tmp_path):
   path.write_bytes(path.read_bytes()[:-30])
   with pytest.raises(ValueError, match=r"train-images.*is damaged"):
     len(source("fashion_mnist", tmp_path))
+
+
+def fuzz(name, folder, seeds):
+  """Damages one file at a time; returns how often each outcome came."""
+  getattr(layouts, name)(folder)
+  files = sorted(p for p in folder.rglob("*") if p.is_file())
+  counts = collections.Counter()
+  for seed in seeds:
+    rng = np.random.default_rng(seed)
+    path = files[int(rng.integers(len(files)))]
+    whole = path.read_bytes()
+    pieces = (*test_fuzz.INTERESTING, *test_fuzz.JSON_PIECES, b"\t", b"<", b",", b":")
+    bad = test_fuzz.mutated(whole, rng, [whole], pieces)
+    path.write_bytes(bad)
+    try:
+      damaged = source(name, folder)
+      for i in range(len(damaged)):
+        counts[test_fuzz.outcome(lambda i=i, s=damaged: s[i])] += 1
+    except (ValueError, FileNotFoundError) as e:
+      assert "get" in str(e) or "no folder" in str(e)
+      counts["said what to get again"] += 1
+    path.write_bytes(whole)
+  return counts
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy warns of empty tables
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_packages_drop_examples_or_are_named(name, tmp_path):
+  assert fuzz(name, tmp_path, range(4)).total() >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_hundreds_of_damaged_packages(name, tmp_path):
+  counts = fuzz(name, tmp_path, range(100))
+  print(name, dict(counts.most_common()))
+  assert counts.total() >= 100  # nothing else was raised, which `fuzz` looks after
 
 
 @pytest.mark.parametrize("name", EMOJI)
