@@ -108,7 +108,7 @@ def _row(
   base = TORCH if TORCH in times else OURS
   if name != base:
     row[f"times_{base}"] = turns.ratios(times[base], times[name])
-  return row
+  return row | worker.close()  # not killed: it has workers of its own to end
 
 
 def demo(workdir: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -153,7 +154,8 @@ def load() -> float | None:
 
 def command(module: str, words: Sequence[str] | None) -> str:
   """Returns the line that runs `python -m module` with these arguments again."""
-  return " ".join([f"python -m {module}", *(sys.argv[1:] if words is None else words)])
+  given = sys.argv[1:] if words is None else words
+  return " ".join([f"python -m {module}", *map(shlex.quote, given)])
 
 
 def write(path: str | None, report: Mapping[str, Any]) -> None:

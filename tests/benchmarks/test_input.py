@@ -1,5 +1,6 @@
 """benchmarks.input with tiny pictures; the peers' half where they are installed."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import tarfile
 import time
 import types
+import warnings
 
 import jax
 import numpy as np
@@ -163,7 +165,10 @@ def test_a_reduced_decode_is_compared_with_the_whole():
 @pytest.mark.parametrize("peer", bench.PEERS)
 def test_a_peer_does_the_same_work(folder, peer):
   module = importlib.import_module("benchmarks.contenders.input_torch")
-  images_, ids = next(module.batches(settings(folder, bench.peer(peer))))
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its tars open
+    images_, ids = next(module.batches(settings(folder, bench.peer(peer))))
+    gc.collect()
   assert (
     tuple(images_.shape) == (4, 3, 40, 40) and str(images_.dtype) == "torch.float32"
   )
