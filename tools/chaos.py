@@ -190,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       f"--config.checkpoint.every={args.every}",
       "--config.log_every=1",  # each step is known to whoever counts
       "--config.evaluators=()",
+      f"--config.checkpoint.retries={args.steps}",  # it is full for as long as it is
     ]
     whole = Runner(folder / "whole", flags, folder / "cache")
     killed = Runner(folder / "killed", flags, folder / "cache")

@@ -6,6 +6,7 @@ import dataclasses
 import logging as std_logging
 import math
 import os
+import traceback
 from typing import Any
 
 from absl import logging
@@ -98,8 +99,10 @@ class Checkpointer:
     self._config, self._say = config, say
     self._saving: int | None = None  # the step whose save was not yet seen to end
     self._failures = 0  # saves in a row
+    self._remains = False  # of failed saves, whose threads may write once more
     self._policy = _preservation(config)
-    std_logging.getLogger("absl").addFilter(_is_ours)
+    for name in ("absl", "asyncio"):
+      std_logging.getLogger(name).addFilter(_is_ours)
     if jax.process_index() == 0:
       _clear_interrupted(self.directory)
     integrity.set_aside(steps_in(self.directory), say)
@@ -208,6 +211,7 @@ class Checkpointer:
   def _failed(self, error: Exception) -> None:
     step, self._saving = self._saving, None
     self._failures += 1
+    self._remains = True
     with contextlib.suppress(Exception):  # the same error, perhaps
       self._manager.close()
     if jax.process_index() == 0:
@@ -294,6 +298,8 @@ class Checkpointer:
       self._say(str(e))
     with contextlib.suppress(Exception):  # told of already
       self._manager.close()
+    if self._remains and jax.process_index() == 0:
+      _clear_interrupted(self.directory)
 
 
 def _reason(error: Exception) -> str:
@@ -305,7 +311,9 @@ def _reason(error: Exception) -> str:
 
 def _is_ours(record: std_logging.LogRecord) -> bool:
   """Drops the tracebacks that Orbax's threads print of an error which it raises too."""
-  return not (record.exc_info and "/orbax/" in record.pathname)
+  trace = record.exc_info[2] if record.exc_info else None
+  frames = traceback.extract_tb(trace)
+  return not any("/orbax/" in frame.filename for frame in frames)
 
 
 def _preservation(config) -> checkpoint_managers.PreservationPolicy:

