@@ -75,6 +75,8 @@ def get_config(arg: str = ""):
     captions=(("language", args.language), ("share", 1.0)),
   )
   c.optimizer.warmup = 5 if args.runlocal else 200
+  if args.runlocal:
+    c.model.trunk.depth = 2  # a dense block and a sparse one
   return c
 
 
