@@ -1,4 +1,4 @@
-"""The real train.py on sounds, speech, videos, series and tunes, evaluation included."""
+"""The real train.py on sounds, speech, videos, series and tunes, with evaluation."""
 
 import json
 import math
