@@ -21,6 +21,6 @@ def get_config(arg: str = ""):
   music = base.modality(stem="token_patches", vocab=128, length=256, patch=(64,))
   c.model.modalities = dict(music=music, text=any_text.text(length=128))
   c.objective.options.losses = (("infonce", 1.0, dict(pairs=PAIRS)),)
-  patches = (("text_patches", {}),)
+  patches: tuple = (("text_patches", {}),)
   tiny = dict(music=dict(length=12, patch=(8,)))
   return any_text.finish(c, args, PAIRS, patches, patches, tiny)

@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
   c.total_steps, c.batch_size = 50_000, 1024
   audio = base.modality(size=(1024, 64, 1), patch=(16, 16))
   c.model.modalities = dict(audio=audio, text=any_text.text())
-  masked = ("audio", ("audio",), (("spec_augment", {}),))
+  masked: tuple = ("audio", ("audio",), (("spec_augment", {}),))
   c.objective.options.update(
     dict(losses=(("infonce", 1.0, dict(pairs=PAIRS)),), views=(masked,))
   )

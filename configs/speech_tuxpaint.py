@@ -47,10 +47,10 @@ def get_config(arg: str = ""):
   )
   _set_moe(c)
   # Evaluation sees no views: there the stem makes the same spectrogram.
-  seen = ("log_mel", dict(mels=size[1], **log_mel)), ("spec_augment", {})
+  seen: tuple = ("log_mel", dict(mels=size[1], **log_mel)), ("spec_augment", {})
   options = dict(losses=(LOSSES[args.loss],), views=(("audio", ("audio",), seen),))
   c.objective.options.update(options)
-  normalize = ("normalize", {})
+  normalize: tuple[str, dict] = ("normalize", {})
   speech = dict(key="audio", source=args.speech)
   if args.runlocal:
     speech["source"] = "audio_bytes"

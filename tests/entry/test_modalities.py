@@ -29,7 +29,7 @@ def train(config, workdir, *more):
 @pytest.mark.parametrize("name", WAYS)
 def test_a_recipe_trains_and_is_evaluated_in_every_direction(name, tmp_path):
   steps = 60 if name == "sound_text" else 6
-  found = train(f"{name}:runlocal", tmp_path, f"--config.total_steps={steps}")
+  found = train(f"{name}.py:runlocal", tmp_path, f"--config.total_steps={steps}")
   for way in WAYS[name]:
     assert 0 <= found[f"eval/retrieval/{way}_r1"] <= 1
   assert found["eval/retrieval/n"] == 240
@@ -42,7 +42,7 @@ def test_a_recipe_trains_and_is_evaluated_in_every_direction(name, tmp_path):
 @pytest.mark.slow
 def test_three_modalities_at_once_by_symile(tmp_path):
   found = train(
-    "speech_tuxpaint:runlocal,loss=symile", tmp_path, "--config.total_steps=3"
+    "speech_tuxpaint.py:runlocal,loss=symile", tmp_path, "--config.total_steps=3"
   )
   assert math.isfinite(found["symile/loss"])
   assert any(k.startswith("metrics/moe/layer01/served/audio") for k in found)
