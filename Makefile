@@ -1,13 +1,14 @@
-# make demo | test | test-slow | lint | bench | clean
+# make demo | test | test-slow | lint | bench | docs | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/limoe_emoji
 # Names the files of make bench.
 DEVICE ?= cpu
+API := configs.base model sharding input_pipeline training evaluators
 CODE := train.py configs model sharding input_pipeline training evaluators tools benchmarks
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 .DELETE_ON_ERROR:
 
 # A stamp per set of requirements: installing again costs nothing when nothing changed.
@@ -48,5 +49,10 @@ bench: $(VENV)/bench.stamp
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m benchmarks.moe --threads 1 --out benchmarks/results/moe_$(DEVICE).json
 	$(BIN)/python -m benchmarks.step --out benchmarks/results/step_$(DEVICE).json
 
+# The API reference, from the docstrings: site/index.html.
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-docs.txt
+	JAX_PLATFORMS=cpu $(BIN)/python -m pdoc --docformat google --no-show-source -o site $(API)
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache

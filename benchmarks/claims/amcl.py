@@ -22,8 +22,20 @@ KINDS = {
 }
 GRID = dict(factor=(1.0, 2.0))  # of the temperature at the start: 0.1, four heads 0.4
 MERIT = ("knn_one", "knn_five")
-TUNED: dict[str, dict[str, float]] = {}
-TRIED: tuple[str, ...] = ()
+TUNED: dict[str, dict[str, float]] = {
+  "single": {"factor": 2.0},
+  "heads": {"factor": 2.0},
+  "adaptive": {"factor": 1.0},
+  "amcl": {"factor": 1.0},
+  "free": {"factor": 1.0},
+}
+TRIED: tuple[str, ...] = (
+  "single: 1: 0.455, 2: 0.458",
+  "heads: 1: 0.453, 2: 0.461",
+  "adaptive: 1: 0.456, 2: 0.447",
+  "amcl: 1: 0.458, 2: 0.455",
+  "free: 1: 0.457, 2: 0.455",
+)
 
 
 def settings(arm: str, seed: int, **options: float) -> lab.Recipe:
