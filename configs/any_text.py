@@ -48,7 +48,7 @@ def finish(
   if args.runlocal:
     c.model.dtype = "float32"
     c.model.embed_dim = 16
-    c.model.trunk.update(dict(width=32, depth=2, heads=2, mlp=64))
+    c.model.trunk.update(dict(width=32, depth=1, heads=2, mlp=64))
     c.model.modalities.text.update(dict(vocab=280, length=8))
     for name, changes in tiny.items():
       c.model.modalities[name].update(changes)

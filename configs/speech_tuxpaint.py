@@ -50,7 +50,7 @@ def get_config(arg: str = ""):
   seen: tuple = ("log_mel", dict(mels=size[1], **log_mel)), ("spec_augment", {})
   options = dict(losses=(LOSSES[args.loss],), views=(("audio", ("audio",), seen),))
   c.objective.options.update(options)
-  normalize: tuple = ("normalize", {})
+  normalize: tuple[str, dict] = ("normalize", {})
   speech = dict(key="audio", source=args.speech)
   if args.runlocal:
     speech["source"] = "audio_bytes"
@@ -75,6 +75,8 @@ def get_config(arg: str = ""):
     captions=(("language", args.language), ("share", 1.0)),
   )
   c.optimizer.warmup = 5 if args.runlocal else 200
+  if args.runlocal:
+    c.model.trunk.depth = 2  # a dense block and a sparse one
   return c
 
 

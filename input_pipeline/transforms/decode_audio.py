@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import io
 import math
 from typing import Any
@@ -157,8 +158,18 @@ class Transform:
 
 
 def _resampled(x: np.ndarray, old: int, new: int) -> np.ndarray:
-  """Returns f32[n] at another rate: a polyphase filter, a Kaiser window's."""
-  from scipy import signal  # takes a second to import, which few of its users need
+  """Returns f32[n] at another rate, by a polyphase filter."""
+  from scipy import signal  # takes a second to import, which not every run needs
 
   shared = math.gcd(old, new)
-  return signal.resample_poly(x, new // shared, old // shared)
+  up, down = new // shared, old // shared
+  return signal.resample_poly(x, up, down, window=_low_pass(max(up, down)))
+
+
+@functools.lru_cache(maxsize=8)  # of thousands of taps: to make one takes milliseconds
+def _low_pass(factor: int) -> np.ndarray:
+  """Returns f32[taps] that pass 1 / factor of the band: what SciPy makes by default."""
+  from scipy import signal
+
+  taps = signal.firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0))
+  return taps.astype(np.float32)

@@ -19,7 +19,7 @@ class View:
   lie among the real frames; what is blanked stays real to the batch's mask.
 
   Attributes:
-    modality: of the batch: f32[b, t, f].
+    modality: of the batch: f32[b, t, f], or [b, t, f, 1].
     time_masks: bands of time, m_T.
     time_width: greatest width in frames, T.
     time_share: greatest width over the real frames of the example, p.
@@ -49,18 +49,18 @@ class View:
       raise ValueError(f"spec_augment.time_share = {self.time_share} must be in [0, 1]")
 
   def __call__(self, batch: Batch, key: Array) -> Batch:
-    """Returns the batch with bands of its modality blanked, f32[b, t, f].
+    """Returns the batch with bands of its modality blanked, of the same shape.
 
     Raises:
       ValueError: what is no batch of spectrograms.
     """
     x, mask = batch[self.modality], batch.get(f"{self.modality}_mask")
-    if x.ndim != 3:
+    if x.shape[3:] not in ((), (1,)) or x.ndim < 3:
       raise ValueError(
         f"spec_augment blanks bands of spectrograms [b, t, f]; {self.modality} is "
         f"{x.shape}. Of a waveform, make one first: the view log_mel"
       )
-    b, frames, features = x.shape
+    b, frames, features = x.shape[:3]
     length = jnp.full((b,), frames) if mask is None else jnp.sum(mask, axis=1)
     length = length.astype(jnp.float32)
     time_key, frequency_key = jax.random.split(key)
@@ -69,7 +69,7 @@ class View:
     length = jnp.full((b,), jnp.float32(features))
     widest = jnp.minimum(jnp.float32(self.frequency_width), length)
     across = _bands(frequency_key, self.frequency_masks, widest, length, features)
-    blank = blank | across[:, None, :]
+    blank = (blank | across[:, None, :]).reshape(x.shape)
     return {
       **batch,
       self.modality: jnp.where(blank, jnp.asarray(self.value, x.dtype), x),

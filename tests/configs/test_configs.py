@@ -104,7 +104,14 @@ def test_sparse_recipes_waste_little_on_routers_and_empty_slots(name):
   assert useful < slots < 1.03 * dense  # a small group's slots, rounded up, cost more
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+  "name",
+  # Those of tests/entry/test_modalities.py, which compile the same, with more.
+  [
+    n if not n.endswith("_text") else pytest.param(n, marks=pytest.mark.slow)
+    for n in RECIPES
+  ],
+)
 def test_its_small_form_takes_two_steps(name):
   config = recipe(name, "runlocal")
   setup = setup_lib.build(config, devices=jax.devices()[:1])

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from configs import base
 from evaluators.favourites import Favourites, Patches, Words, grid
 
 E, B, N, K, VOCAB = 3, 6, 4, 2, 7
@@ -108,3 +109,10 @@ def test_class_tokens_ngrams_and_padding_rows_are_left_out():
   assert arrays["patches/layer01/image/index"].tolist() == [[8], [-1]]
   assert arrays["words/layer01/text/id"].tolist() == [[4], [-1]]
   assert arrays["words/layer01/text/count"].tolist() == [[1], [0]]
+
+
+def test_the_frames_of_a_video_lie_below_each_other_and_a_bar_is_a_row():
+  video = base.modality(size=(4, 8, 6, 3), patch=(2, 4, 3))
+  music = base.modality(stem="token_patches", vocab=9, length=5, patch=(7,))
+  sound = base.modality(size=(8, 4, 1), patch=(2, 4))
+  assert list(map(grid, (video, music, sound))) == [(4, 2), (5, 1), (4, 1)]

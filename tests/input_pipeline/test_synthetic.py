@@ -1,6 +1,7 @@
 """Made-up examples: every modality, through the transforms of the recipes."""
 
 import importlib
+import pickle
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def test_recipes_make_batches_of_what_their_models_read(name, workdir):
   config.data.threads = 0
   config.batch_size = 8
   config = pipeline.prepare(config, workdir)
+  made = pipeline.transforms(config, "transforms")
+  assert pickle.loads(pickle.dumps(made)) == made, "workers get copies"
   loader = pipeline.train_loader(config, process_index=0, process_count=1)
   batch = next(iter(loader))
   loader.close()

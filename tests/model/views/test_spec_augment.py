@@ -41,7 +41,10 @@ def test_bands_of_time():
 
 
 def test_bands_of_frequency_and_both():
-  gone = blanked(time_masks=0, frequency_masks=2, frequency_width=3)
+  options = dict(time_masks=0, frequency_masks=2, frequency_width=3)
+  gone = blanked(**options)
+  channel = spec_augment.View(**options)({"audio": X[..., None]}, KEY)["audio"]
+  np.testing.assert_array_equal(channel[..., 0] == 0, gone)
   assert (gone == gone[:, :1]).all()
   width = gone[:, 0].sum(axis=1)
   assert set(width) == set(range(7))
