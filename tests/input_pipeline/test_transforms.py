@@ -378,6 +378,7 @@ def test_outline_inks_edges_and_nothing_else():
 
 # What has no default.
 NEEDED = {
+  "corrupt": dict(kind="blur"),
   "id_from_label": dict(label="kind"),
   "keep": dict(keys=("family",)),
   "noun_labels": dict(classes=8),
