@@ -35,10 +35,12 @@ def needle(n, seed):
 def test_it_finds_the_token_that_tells(context, alone):
   context = dataclasses.replace(context, mesh=alone)
   evaluator = attentive_probe.Evaluator(
-    context, heads=2, lr=3e-2, epochs=30, minibatch=64
+    context, heads=2, lr=(1e-6, 3e-2), epochs=30, minibatch=64
   )
   train, test = needle(256, 0), needle(100, 1)
-  assert (evaluator._predict(train, test) == test.y).mean() > 0.95
+  predicted, lr = evaluator._predict(train, test)
+  assert lr == 3e-2  # the other one learns nothing
+  assert (predicted == test.y).mean() > 0.95
 
 
 def test_the_attention_by_hand_and_without_padding():
@@ -69,12 +71,15 @@ def test_evaluator_encodes_tokens_once(context, params, alone):
   new = dataclasses.replace(context, encode=encode, mesh=alone)
   evaluator = attentive_probe.Evaluator(new, heads=2, epochs=2, bootstrap=10)
   got = evaluator.run(params)
-  assert got["group_n"] == 36 and 0 <= got["group_top1"] <= 1
+  assert got["group_n"] == 36 and got["group_lr"] in (1e-3, 1e-2)
+  assert 0 <= got["group_top1"] <= 1
   assert got["group_top1_low"] <= got["group_top1_high"]
   assert context.encode.traced == 1
 
 
 def test_errors(context, params):
+  with pytest.raises(ValueError, match=r"lr = \(0\.0,\) must be some numbers above 0"):
+    attentive_probe.Evaluator(context, lr=(0.0,))
   with pytest.raises(ValueError, match="'image' has no tokens"):
     attentive_probe.Evaluator(context).run(params)
   with pytest.raises(ValueError, match="heads = 3 must divide the width"):

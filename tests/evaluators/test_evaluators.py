@@ -214,7 +214,7 @@ def test_an_empty_list_of_classes_is_an_error(context, split, monkeypatch):
 
 
 EVERY = {
-  "attentive_probe": dict(heads=2, epochs=20),
+  "attentive_probe": dict(heads=2, epochs=20, lr=(1e-3,)),
   "few_shot": dict(shots=(3,)),
   "health": {},
   "linear_probe": dict(l2=(1e-1,)),
