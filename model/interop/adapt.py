@@ -111,7 +111,9 @@ def _texts(
 def _positions(table: np.ndarray, length: int) -> np.ndarray:
   if length <= len(table):
     return table[:length]
-  return np.asarray(position.resize_positions(table, (len(table),), (length,)))
+  return np.asarray(
+    position.resize_positions(jnp.asarray(table), (len(table),), (length,))
+  )
 
 
 def _ids(stem: dict[str, Any], old: int, new: int) -> dict[str, Any]:
