@@ -45,11 +45,13 @@ class Words:
     file: its name in the folder of the converted model.
     data: what the file holds.
     options: of `tokenize`.
+    at: where it was read; None: it was made of other files.
   """
 
   file: str
   data: bytes
   options: Mapping[str, Any]
+  at: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +144,12 @@ def sentences(folder: pathlib.Path) -> tuple[str, int]:
 
 
 def keep(words: Words) -> pathlib.Path:
-  """Returns the path of a tokenizer's file, written where the process may write.
+  """Returns the path of a tokenizer's file, for a model that is used as it is.
 
-  For models that are used as they are, without being converted: their tokenizer may
-  have been made of other files.
+  One that was made of other files is written to a temporary folder.
   """
+  if words.at:
+    return words.at
   folder = pathlib.Path(tempfile.mkdtemp(prefix="concord_tokenizer_"))
   (folder / words.file).write_bytes(words.data)
   return folder / words.file
@@ -199,7 +202,8 @@ def words_of(
   clean = _clean(kind, given, said, data)
   if clean != cleaning.none.__name__:
     options["clean"] = clean
-  return Words(name, data, options)
+  at = where if where.is_file() else where / name
+  return Words(name, data, options, at if at.exists() else None)
 
 
 def _file(where: pathlib.Path, said: Mapping[str, Any]) -> tuple[str, bytes] | None:
