@@ -87,13 +87,15 @@ def test_boxes_are_of_the_sizes_shape_the_same_in_every_frame_and_mirrored_toget
   got, _ = clip(video, size=(6, 6))  # the middle square: the corner is outside
   assert got[0].max() < 0.2
   got, _ = clip(video, size=(8, 6), flip=1.0)  # the whole; the corner is at the right
-  assert got[0, 0, -1, 0] == 1 and got[0, 0, 0, 0] == 0
-  seen = set()
+  # Halved with antialiasing, the white two of the three pixels that a corner sees.
+  assert got[0, 0, -1, 0] == pytest.approx((6 / 7) ** 2, abs=0.01)
+  assert got[0, 0, 0, 0] == 0
+  grey, seen = 10 * np.arange(4), set()
   for seed in range(30):
     got, _ = clip(video, seed, size=(8, 6), scale=(0.3, 0.6))
-    corner = (got >= 0.99).all(axis=(1, 2, 3)) | (got[:, 0, 0, 0] >= 0.99)
-    assert corner.all() or not corner.any()
-    seen.add(bool(corner.any()))
+    white = (got[:, 0, 0, 0] * 255 - grey) / (255 - grey)  # share of the corner
+    assert np.ptp(white) < 0.01
+    seen.add(bool(white[0] > 0))
   assert seen == {True, False}
 
 
