@@ -126,7 +126,8 @@ def summary(lives: Sequence[Life], whole: Life, total: int) -> dict[str, Any]:
       (max(0, a.reached - b.started) for a, b in itertools.pairwise(lives)), default=0
     ),
     "seconds_redone": round(redone * stepping / max(steps, 1), 1),
-    "seconds_whole_run": round(whole.seconds, 1),
+    # Not known of a run that was there already (--workdir).
+    "seconds_whole_run": None if whole.started else round(whole.seconds, 1),
     "seconds_all_lives": round(sum(life.seconds for life in lives), 1),
     "seconds_to_first_step": round(
       float(np.median([x.to_first_step for x in lives if x.to_first_step])), 1

@@ -11,6 +11,7 @@ place must be restored, with the arrays that belong to it.
 import argparse
 from collections.abc import Sequence
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -64,8 +65,10 @@ def save_on(workdir: str, pipe: Any) -> None:
     keeper.save(step, state(step), {"next": step})
 
 
-def run(kills: int, seed: int, workdir: str) -> dict[str, Any]:
-  """Returns the counts of a number of kills.
+def run(
+  kills: int, seed: int, workdir: str, minutes: float = math.inf
+) -> dict[str, Any]:
+  """Returns the counts of a number of kills, or of those that `minutes` had room for.
 
   Raises:
     RuntimeError: a step that was complete was not restored, or not as it was saved.
@@ -76,7 +79,10 @@ def run(kills: int, seed: int, workdir: str) -> dict[str, Any]:
   folder = pathlib.Path(workdir) / "checkpoints"
   newest = inside = 0
   each = 1.0  # seconds of a save, until one was seen
+  until = time.monotonic() + 60 * minutes
   for kill in range(kills + 1):
+    if time.monotonic() > until:
+      kills = kill  # one more life, to restore what the last one left
     ours, theirs = context.Pipe()
     process = context.Process(target=save_on, args=(workdir, theirs))
     process.start()
@@ -106,6 +112,8 @@ def run(kills: int, seed: int, workdir: str) -> dict[str, Any]:
       process.join()
     inside += any(folder.glob("*.orbax-checkpoint-tmp")) and kill < kills
     newest = max(parameters.steps_in(folder), default=0)
+    if kill == kills:
+      break
   return {"kills": kills, "in_a_save": inside, "saved": newest, "seed": seed}
 
 
@@ -126,11 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--kills", type=int, default=50)
+  parser.add_argument("--minutes", type=float, default=60, help="then no more of them")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as workdir:
-    found = run(args.kills, args.seed, workdir)
+    found = run(args.kills, args.seed, workdir, args.minutes)
   record = {"rows": rows(found), **found, **environment.describe()}
   print(json.dumps(record, indent=1))
   if args.out:
