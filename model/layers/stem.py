@@ -162,7 +162,7 @@ class Patches(nn.Module):
 def _cut(
   x: Array, mask: Array | None, grid: tuple[int, ...], patch: tuple[int, ...]
 ) -> tuple[Array, Array | None]:
-  """Returns the patches [b, n, values] of [b, *sides, c], and bool[b, n]: their mask."""
+  """Returns patches [b, n, values] of [b, *sides, c], and their mask bool[b, n]."""
   if mask is not None:
     # A patch may be half real: what padding holds must not reach its token.
     real = mask.reshape(*mask.shape, *(1,) * len(patch))
