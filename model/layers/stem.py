@@ -83,23 +83,12 @@ class Patches(nn.Module):
       )
     if self.log_mel is not None and x.ndim == 2:
       x, mask = spectrogram.log_mel(x, mask, self.log_mel)
-    dims = len(self.patch)
-    features = dims == 2 and x.ndim == 3
+    features = len(self.patch) == 2 and x.ndim == 3
     if features:
       x = x[..., None]
     grid = self._grid(x, features, where)
-    if mask is not None:
-      # A patch may be half real: what padding holds must not reach its token.
-      real = mask.reshape(*mask.shape, *(1,) * dims)
-      x = jnp.where(real, x, jnp.zeros((), x.dtype))
-      mask = mask.reshape(-1, grid[0], self.patch[0]).any(axis=-1)
-      mask = jnp.repeat(mask, math.prod(grid[1:]), axis=1)
-    # A reshape and one matmul: the same numbers as a strided convolution.
-    cut = [n for side in zip(grid, self.patch) for n in side]
-    x = x.astype(self.dtype).reshape(-1, *cut, x.shape[-1])
-    outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
-    x = x.transpose(0, *outer, *inner, 2 * dims + 1)
-    x = x.reshape(x.shape[0], math.prod(grid), -1)
+    # What follows is a reshape and one matmul: the same as a strided convolution.
+    x, mask = _cut(x.astype(self.dtype), mask, grid, self.patch)
     table = self._positions(grid, features)
     if table is not None:
       table = table.astype(self.dtype)[None]
@@ -168,6 +157,23 @@ class Patches(nn.Module):
     if features:
       return table[: math.prod(grid)]
     return positions.resize_positions(table, own, grid)
+
+
+def _cut(
+  x: Array, mask: Array | None, grid: tuple[int, ...], patch: tuple[int, ...]
+) -> tuple[Array, Array | None]:
+  """Returns patches [b, n, values] of [b, *sides, c], and their mask bool[b, n]."""
+  if mask is not None:
+    # A patch may be half real: what padding holds must not reach its token.
+    real = mask.reshape(*mask.shape, *(1,) * len(patch))
+    x = jnp.where(real, x, jnp.zeros((), x.dtype))
+    mask = mask.reshape(-1, grid[0], patch[0]).any(axis=-1)
+    mask = jnp.repeat(mask, math.prod(grid[1:]), axis=1)
+  sides = [n for side in zip(grid, patch) for n in side]
+  last = 1 + len(sides)
+  x = x.reshape(-1, *sides, x.shape[-1])
+  x = x.transpose(0, *range(1, last, 2), *range(2, last, 2), last)
+  return x.reshape(x.shape[0], math.prod(grid), -1), mask
 
 
 class Tokens(nn.Module):

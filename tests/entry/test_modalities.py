@@ -42,7 +42,7 @@ def test_a_recipe_trains_and_is_evaluated_in_every_direction(name, tmp_path):
 @pytest.mark.slow
 def test_three_modalities_at_once_by_symile(tmp_path):
   found = train(
-    "speech_tuxpaint.py:runlocal,loss=symile", tmp_path, "--config.total_steps=3"
+    "speech_tuxpaint.py:runlocal,loss=symile", tmp_path, "--config.total_steps=6"
   )
   assert math.isfinite(found["symile/loss"])
   assert any(k.startswith("metrics/moe/layer01/served/audio") for k in found)
