@@ -203,8 +203,18 @@ def embed(
     raise ValueError(
       f"split {split!r} of {context.config.data.source!r} has no examples"
     )
+  return _unpadded(z, side, aux, rows)
+
+
+def _unpadded(
+  z: Mapping[str, np.ndarray],
+  side: Mapping[str, np.ndarray],
+  aux: dict[str, np.ndarray],
+  limit: int,
+) -> Embedded:
+  """Returns the first `limit` valid rows of what `_encode_all` gives."""
   valid = side["valid"].astype(bool)
-  valid &= np.cumsum(valid) <= rows
+  valid &= np.cumsum(valid) <= limit
   index = side.get("index", np.cumsum(valid) - 1)
   labels = {
     key.removeprefix("label_"): value[valid]
