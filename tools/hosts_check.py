@@ -227,14 +227,14 @@ def uneven(folder: pathlib.Path, repeats: int) -> Row:
   flags = (
     "--config.data.source=jsonl",
     f"--config.data.options={options}",
-    "--config.batch_size=16",
+    "--config.batch_size=32",
     "--config.model.modalities.text.vocab=290",
     f"--config.evaluators={(EVALUATORS[0],)}",
   )
   one, four = (recorded(folder / f"of{n}", n, *flags) for n in (1, 4))
   close(four[max(four)], one[max(one)])
   return Row(
-    "13 training and 3 test examples on 4 processes, batch 16",
+    "13 training and 3 test examples on 4 processes, batch 32",
     1,
     "no hang; every host got the metrics of one process",
   )
