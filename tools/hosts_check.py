@@ -27,6 +27,7 @@ from tools.hosts_run import Failed, Hosts, started, wait_for
 from training import environment, metrics
 
 LOST = 75  # what sharding/watch.py exits with; a copy: the outcome is the contract
+WORDS = "red green blue round plain small large old new wooden glass paper stone"
 EVALUATORS = (
   ("retrieval", 4, {"split": "test"}),
   ("zero_shot", 0, {"labels": ("group",)}),
@@ -226,14 +227,14 @@ def uneven(folder: pathlib.Path, repeats: int) -> Row:
   flags = (
     "--config.data.source=jsonl",
     f"--config.data.options={options}",
-    "--config.batch_size=16",
-    "--config.model.modalities.text.vocab=280",
+    "--config.batch_size=32",
+    "--config.model.modalities.text.vocab=290",
     f"--config.evaluators={(EVALUATORS[0],)}",
   )
   one, four = (recorded(folder / f"of{n}", n, *flags) for n in (1, 4))
   close(four[max(four)], one[max(one)])
   return Row(
-    "13 training and 3 test examples on 4 processes, batch 16",
+    "13 training and 3 test examples on 4 processes, batch 32",
     1,
     "no hang; every host got the metrics of one process",
   )
@@ -244,14 +245,16 @@ def write_pairs(folder: pathlib.Path, **splits: int) -> None:
   from PIL import Image
 
   folder.mkdir(parents=True)
+  names = WORDS.split()
   for split, count in splits.items():
     lines = []
     for i in range(count):
       Image.new("RGB", (32, 32), (i * 15, 255 - i * 15, i * 7)).save(
         folder / f"{split}{i}.png"
       )
-      row = {"image": f"{split}{i}.png", "caption": f"a plain {split} square, no. {i}"}
-      lines.append(json.dumps(row))
+      words = [names[i * k % len(names)] for k in (1, 5, 7)]
+      caption = "a {} {} box on the {} table, no. {}".format(*words, i)
+      lines.append(json.dumps({"image": f"{split}{i}.png", "caption": caption}))
     (folder / f"{split}.jsonl").write_text("\n".join(lines))
 
 
@@ -275,7 +278,7 @@ CHECKS = (
 def write(out: pathlib.Path, rows: Sequence[dict]) -> None:
   """Writes the rows; those of the file that were not made anew stay, with commands."""
   record = environment.describe()
-  commands = [record["command"]]
+  commands = [record["command"].replace("hosts_check.py", "-m tools.hosts_check")]
   kept: list[dict] = []
   if out.exists():
     old = json.loads(out.read_text())
