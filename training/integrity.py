@@ -37,8 +37,7 @@ def write(folder: Any) -> None:
   names = sorted(_files(folder))
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     found = dict(zip(names, pool.map(lambda name: _digest(folder / name), names)))
-  text = json.dumps({"algorithm": "sha256", "files": found}, indent=1)
-  (folder / FILE).write_text(text)
+  (folder / FILE).write_text(_text(found))
 
 
 def damage(
@@ -181,8 +180,16 @@ def _expected(folder: epath.Path) -> dict[str, tuple[int, str]] | None:
     if made.get("digests"):
       raise ValueError("missing")
     return None
-  files = json.loads(path.read_text())["files"]
+  text = path.read_text()
+  files = json.loads(text)["files"]
+  if text != _text(files):
+    raise ValueError("not as it was written")
   return {name: (int(size), str(digest)) for name, (size, digest) in files.items()}
+
+
+def _text(files: Mapping[str, Any]) -> str:
+  """Returns what FILE holds of path -> (bytes, digest)."""
+  return json.dumps({"algorithm": "sha256", "files": files}, indent=1)
 
 
 def _files(folder: epath.Path, prefix: str = "") -> list[str]:
