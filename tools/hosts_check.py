@@ -276,18 +276,18 @@ CHECKS = (
 
 
 def write(out: pathlib.Path, rows: Sequence[dict]) -> None:
-  """Writes the rows; those of the file that were not made anew stay, with commands."""
+  """Writes the rows, with the command; those of the file not made anew stay."""
   record = environment.describe()
-  commands = [record["command"].replace("hosts_check.py", "-m tools.hosts_check")]
+  command = record["command"].replace("hosts_check.py", "-m tools.hosts_check")
+  rows = [{**row, "command": command} for row in rows]
   kept: list[dict] = []
   if out.exists():
     old = json.loads(out.read_text())
     new = {row["what"] for row in rows}
     kept = [r for r in old["rows"] if r["what"] not in new]
     kept = [r for r in kept if not r["outcome"].startswith("FAILED")]
-    commands = list(dict.fromkeys([*old["command"].split("; "), *commands]))
   out.parent.mkdir(parents=True, exist_ok=True)
-  made = {"rows": [*kept, *rows], **record, "command": "; ".join(commands)}
+  made = {"rows": [*kept, *rows], **record, "command": command}
   out.write_text(json.dumps(made, indent=1) + "\n")
 
 

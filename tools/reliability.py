@@ -4,7 +4,8 @@ python -m tools.reliability           prints it
 python -m tools.reliability --write   puts it into the page
 
 Every JSON file of docs/results/reliability is either what `tools.chaos` wrote, or holds
-`rows` of {what, times, outcome}; with `command`, `device` and `versions`.
+`rows` of {what, times, outcome}; with `command`, of a row or of all, `device` and
+`versions`.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for row in result["rows"] if "rows" in result else [chaos.row(result)]:
       cells = (row["what"], f"{row['times']:,}", row["outcome"])
       shown = " | ".join(str(cell).replace("|", "/") for cell in cells)
-      lines.append(f"| {shown} | `{command(made['command'])}` |")
+      lines.append(f"| {shown} | `{command(row.get('command') or made['command'])}` |")
   return "\n".join(lines)
 
 
