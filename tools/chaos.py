@@ -110,7 +110,9 @@ def summary(lives: Sequence[Life], whole: Life, total: int) -> dict[str, Any]:
     whole: the one life of the undisturbed run.
     total: steps.
   """
-  redone = sum(max(0, a.reached - b.started) for a, b in itertools.pairwise(lives))
+  # Of a life that ended before it restored anything, 0 to 0 is all that is known.
+  told = itertools.pairwise(life for life in lives if life.reached)
+  redone = [max(0, a.reached - b.started) for a, b in told]
   steps = sum(life.reached - life.started for life in lives)
   stepping = sum(life.stepping for life in lives)
   return {
@@ -121,11 +123,9 @@ def summary(lives: Sequence[Life], whole: Life, total: int) -> dict[str, Any]:
     "went_back": sum(life.went_back for life in lives),
     "saves_failed": sum(life.saves_failed for life in lives),
     "steps": total,
-    "steps_redone": redone,
-    "steps_redone_at_most": max(
-      (max(0, a.reached - b.started) for a, b in itertools.pairwise(lives)), default=0
-    ),
-    "seconds_redone": round(redone * stepping / max(steps, 1), 1),
+    "steps_redone": sum(redone),
+    "steps_redone_at_most": max(redone, default=0),
+    "seconds_redone": round(sum(redone) * stepping / max(steps, 1), 1),
     # Not known of a run that was there already (--workdir).
     "seconds_whole_run": None if whole.started else round(whole.seconds, 1),
     "seconds_all_lives": round(sum(life.seconds for life in lives), 1),

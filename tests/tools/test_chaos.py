@@ -43,14 +43,15 @@ def test_work_done_twice_is_counted():
   lives = [
     Life(started=0, reached=7, seconds=3.0, to_first_step=1.0, disturbed=True),
     Life(started=5, reached=5, seconds=1.0, disturbed=True, in_a_save=True),
+    Life(disturbed=True),  # killed before it had read its checkpoint
     Life(started=5, reached=12, seconds=3.0, to_first_step=1.0, disturbed=True),
     Life(started=5, reached=20, seconds=4.0, to_first_step=2.0, done=True),
   ]
-  lives[0].stepping, lives[2].stepping, lives[3].stepping = 1.4, 1.4, 3.0
+  lives[0].stepping, lives[3].stepping, lives[4].stepping = 1.4, 1.4, 3.0
   found = chaos.summary(lives, Life(seconds=5.0), 20)
   assert found["steps_redone"] == 2 + 7 and found["steps_redone_at_most"] == 7
-  assert found["disturbances"] == 3 and found["lives"] == 4
-  assert found["before_a_step"] == 1 and found["in_a_save"] == 1
+  assert found["disturbances"] == 4 and found["lives"] == 5
+  assert found["before_a_step"] == 2 and found["in_a_save"] == 1
   assert found["seconds_redone"] == pytest.approx(9 * 5.8 / 29, abs=0.06)
   assert found["seconds_all_lives"] == 11.0 and found["seconds_to_first_step"] == 1.0
 
