@@ -17,7 +17,7 @@ Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per e
 
 # "image" f32[b, h, w, 3] | "text" i32[b, n] | "audio" f32[b, t, f] ..., by the names of
 # config.model.modalities: see docs/modalities.md.
-# "<modality>_mask" bool; "valid" bool[b]; "id" i32[b]
+# "<modality>_mask" bool; "<modality>_valid" bool[b]; "valid" bool[b]; "id" i32[b]
 Batch = Mapping[str, Array]
 
 ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders.routes
