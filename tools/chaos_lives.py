@@ -118,6 +118,7 @@ class Runner:
       text=True,
       errors="replace",
     )
+    assert process.stderr is not None
     heard: list[str] = []
     listener = threading.Thread(target=heard.extend, args=(process.stderr,))
     listener.start()
@@ -132,6 +133,7 @@ class Runner:
       process.kill()
       process.wait()
       listener.join()
+      process.stderr.close()
     self._fill(life, watch, heard, began)
     self._check(life, plan)
     return life
