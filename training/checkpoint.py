@@ -215,7 +215,10 @@ class Checkpointer:
     with contextlib.suppress(Exception):  # the same error, perhaps
       self._manager.close()
     if jax.process_index() == 0:
-      _clear_interrupted(self.directory)  # the next attempt needs the room
+      # The next attempt needs the room. Where a thread of the failed save still writes,
+      # the rest goes when the run ends.
+      with contextlib.suppress(OSError):
+        _clear_interrupted(self.directory)
     # A new manager: the old one keeps the error, and has forgotten the steps that it
     # was to delete.
     self._manager = self._open()

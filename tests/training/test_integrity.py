@@ -223,3 +223,28 @@ def test_looking_does_not_wait_and_tells(tmp_path, disk):
     keeper.look()
   keeper.close()
   assert "was not saved" in told[0]
+
+
+def test_remains_that_are_still_written_to_do_not_end_the_run(
+  tmp_path, disk, monkeypatch
+):
+  told = []
+  keeper = checkpoint.Checkpointer(str(tmp_path), options(), told.append)
+  clear, busy = checkpoint._clear_interrupted, ["a thread that still writes there"]
+
+  def clears(directory):
+    if busy:
+      raise OSError(errno.ENOTEMPTY, busy.pop())
+    clear(directory)
+
+  monkeypatch.setattr(checkpoint, "_clear_interrupted", clears)
+  disk.append("full")
+  keeper.save(2, state_of(2), {})
+  while not told:
+    keeper.look()
+  disk.clear()
+  keeper.save(4, state_of(4), {"next": 4})
+  keeper.wait()
+  keeper.close()
+  assert "was not saved" in told[0] and not busy
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
