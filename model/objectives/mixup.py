@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from model.losses import pairs
 from model.objectives import contrastive, parts
 from model.types import Array, Batch, Encoded, ObjectiveOutput, Params, State
 from model.views import mix
@@ -154,26 +155,33 @@ class Objective:
   def mixtures(
     self, encode: Callable[..., Mapping[str, Encoded]], batch: Batch, key: Array
   ) -> tuple[dict[str, Encoded], dict[str, Array]]:
-    """Returns name -> Encoded, mixtures included, and what they were made of."""
+    """Returns name -> Encoded, mixtures included, and what they were made of.
+
+    Rows that lack one of the modalities are not mixed: a mixture is compared with what
+    both of its rows have of the others.
+    """
     encoded = dict(encode(batch))
     plain = dict(encoded)
-    says: dict[str, Array] = {}
+    rows = plain[self.modalities[0]].pooled.shape[0]
+    valid = pairs.valid_rows(batch, rows, *self.modalities)
+    says: dict[str, Array] = {
+      f"{_mixed(m)}_valid": batch[f"{m}_valid"]
+      for m in self.modalities
+      if f"{m}_valid" in batch
+    }
     for i, m in enumerate(self.modalities):
       own = jax.random.fold_in(key, i)
       view = mix.View(
         modality=m, beta=self.beta, probability=self.probability, group=self.group
       )
+      partner, share = view.draw(own, rows, valid)
       if m in self.inputs:
         others = {k for o in plain if o != m for k in (o, f"{o}_mask")}
-        seen = view({k: v for k, v in batch.items() if k not in others}, own)
-        encoded[_mixed(m)] = encode(seen)[m]
-        says |= {k: seen[k] for k in view.writes}
-      else:
-        pooled = plain[m].pooled
-        partner, share = view.draw(own, pooled.shape[0], batch.get("valid"))
-        # Their tokens were not mixed.
-        encoded[_mixed(m)] = Encoded(view.blend(pooled, partner, share))
-        says |= dict(zip(view.writes, (partner, share)))
+        seen = {k: v for k, v in batch.items() if k not in others}
+        encoded[_mixed(m)] = encode(view.apply(seen, partner, share))[m]
+      else:  # Their tokens were not mixed.
+        encoded[_mixed(m)] = Encoded(view.blend(plain[m].pooled, partner, share))
+      says |= dict(zip(view.writes, (partner, share)))
     return encoded, says
 
 

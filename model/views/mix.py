@@ -18,8 +18,8 @@ class View:
   """The batch with blends in place of a modality's arrays; padding of neither is kept.
 
   Writes "<name>_partner" i32[b], k(i), or -1 for an example that is not mixed, and
-  "<name>_share" f32[b], 1 for one that is not. Examples that are not valid are mixed
-  with none.
+  "<name>_share" f32[b], 1 for one that is not. Examples that are not valid, or do not
+  have the modality, are mixed with none.
 
   Attributes:
     modality: of arrays that can be blended; ids cannot.
@@ -49,13 +49,25 @@ class View:
     Raises:
       ValueError: a modality of ids, or a batch that groups do not divide.
     """
+    rows = batch[self.modality].shape[0]
+    valid = jnp.ones(rows, bool)
+    for name in ("valid", f"{self.modality}_valid"):
+      if name in batch:
+        valid &= batch[name]
+    return self.apply(batch, *self.draw(key, rows, valid))
+
+  def apply(self, batch: Batch, partner: Array, share: Array) -> Batch:
+    """Returns the batch blended by what `draw` returned.
+
+    Raises:
+      ValueError: a modality of ids.
+    """
     x = batch[self.modality]
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise ValueError(
         f"mix blends arrays; {self.modality!r} is {x.dtype}: ids can be mixed as "
         "embeddings, by the objective mixup without them in its inputs"
       )
-    partner, share = self.draw(key, x.shape[0], batch.get("valid"))
     out = {**batch, self.modality: self.blend(x, partner, share)}
     mask = f"{self.modality}_mask"
     if mask in batch:
@@ -70,8 +82,17 @@ class View:
     name = self.name or f"{self.modality}_mixed"
     return f"{name}_partner", f"{name}_share"
 
-  def draw(self, key: Array, rows: int, valid: Array | None) -> tuple[Array, Array]:
-    """Returns each row's partner i32[b] and share f32[b], as the class says of them."""
+  def draw(self, key: Array, rows: int, valid: Array) -> tuple[Array, Array]:
+    """Returns each row's partner i32[b] and share f32[b], as the class says of them.
+
+    Args:
+      key: of the draw.
+      rows: b.
+      valid: bool[b], the rows that may be mixed, with one another.
+
+    Raises:
+      ValueError: a batch that groups do not divide.
+    """
     group = self._group(rows)
     keys = jax.random.split(key, 3)
     mixed = jax.random.bernoulli(keys[0], self.probability, (rows,))
@@ -80,9 +101,7 @@ class View:
     orders = index.reshape(-1, group)
     partner = jax.random.permutation(keys[2], orders, axis=1, independent=True)
     partner = partner.reshape(rows)
-    mixed &= partner != index
-    if valid is not None:
-      mixed &= valid & jnp.take(valid, partner)
+    mixed &= (partner != index) & valid & jnp.take(valid, partner)
     return jnp.where(mixed, partner, -1), jnp.where(mixed, share, 1.0)
 
   def blend(self, x: Array, partner: Array, share: Array) -> Array:

@@ -134,6 +134,27 @@ def test_the_second_phase_is_the_papers_soft_loss():
   loops.check(cwcl.Loss(**options), loop, z, {"valid": BATCH["valid"]})
 
 
+def test_rows_without_a_modality_are_mixed_with_none_and_count_for_nothing():
+  batch = {**BATCH, "text_valid": np.arange(B) != 5}
+  encoded, says = OBJECTIVE.mixtures(encode, batch, KEY)
+  np.testing.assert_array_equal(says["text_mixed_valid"], batch["text_valid"])
+  for m in ("image", "text"):
+    partner = np.asarray(says[f"{m}_mixed_partner"])
+    assert partner[5] == -1 and not np.isin(partner, (2, 5)).any()
+    np.testing.assert_array_equal(encoded[f"{m}_mixed"].pooled[5], batch[m][5])
+
+  @jax.jit
+  def losses(text):
+    own = {**batch, "text": text}
+    metrics = OBJECTIVE(params(), {}, encode, own, KEY, np.int32(0)).metrics
+    return metrics["m3co/loss"], metrics["cwcl/loss"]
+
+  text = np.array(batch["text"])
+  before = losses(text)
+  text[5] = text[4]
+  assert before == losses(text)
+
+
 def test_options_that_make_no_sense():
   with pytest.raises(ValueError, match=r"inputs names \['audio'\]"):
     mixup.Objective(switch=1, inputs=("audio",))

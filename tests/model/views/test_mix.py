@@ -50,7 +50,7 @@ def test_it_mixes_what_it_says(group):
 
 def test_shares_are_of_the_beta_distribution_and_as_often_as_asked():
   view = mix.View(beta=0.15, probability=0.5, group=50)
-  partner, share = jax.jit(lambda key: view.draw(key, 4000, None))(KEY)
+  partner, share = jax.jit(lambda key: view.draw(key, 4000, np.ones(4000, bool)))(KEY)
   mixed = np.asarray(partner) >= 0
   assert abs(mixed.mean() - 0.5 * 49 / 50) < 0.03
   own = np.asarray(share)[mixed]
@@ -62,7 +62,7 @@ def test_shares_are_of_the_beta_distribution_and_as_often_as_asked():
 
 def test_every_step_mixes_others():
   view = mix.View(probability=1.0)
-  draw = jax.jit(lambda key: view.draw(key, B, None)[0])
+  draw = jax.jit(lambda key: view.draw(key, B, np.ones(B, bool))[0])
   first, second = (np.asarray(draw(jax.random.key(i))) for i in range(2))
   assert (first != second).mean() > 0.5
 
