@@ -9,6 +9,11 @@ leading ones, such as the layers of a scan, stay whole.
 The layout is Megatron's (arXiv 1909.08053, section 3) on `tensor` and ZeRO-3's
 (arXiv 1910.02054) on `fsdp`: the columns of the first matrix of a block and the rows
 of the second over `tensor`, so that a block needs one sum; the rest over `fsdp`.
+
+Which dimension `fsdp` splits decides what a gradient costs. Split along heads, rows or
+experts, whose parts lie apart in memory, the TPU compiler scatters it; along the last
+dimension it sums it whole on every chip and drops the rest, twice the bytes
+(docs/scale.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,6 +33,8 @@ from model.types import BATCH_AXES
 Axes = tuple[str | tuple[str, ...] | None, ...]
 Rule = tuple[str, Axes]
 
+ROWS = ("tensor", "fsdp")  # of one dimension: the parts of `tensor`, and parts of these
+
 DEFAULT: tuple[Rule, ...] = (
   # Sparse layers. The router is small and every chip needs it whole, in f32.
   (r"moe/router/.*", ()),
@@ -35,18 +42,18 @@ DEFAULT: tuple[Rule, ...] = (
   (r"v_(row|col)/.*moe/experts/\w+/kernel", ("expert", None)),  # [e, w] or [e, m]
   (r"moe/experts/up/kernel", ("expert", "fsdp", "tensor")),  # [e, w, m]
   (r"moe/experts/up/bias", ("expert", "tensor")),  # [e, m]
-  (r"moe/experts/down/kernel", ("expert", "tensor", "fsdp")),  # [e, m, w]
+  (r"moe/experts/down/kernel", ("expert", ROWS, None)),  # [e, m, w]
   (r"moe/experts/down/bias", ("expert", None)),  # [e, w]
-  # Attention: heads over tensor.
-  (r"attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),  # [w, h, w/h]
+  # Attention: heads over both.
+  (r"attention/(query|key|value)/kernel", (None, ROWS, None)),  # [w, h, w/h]
   (r"attention/(query|key|value)/bias", ("tensor", None)),  # [h, w/h]
-  (r"attention/out/kernel", ("tensor", None, "fsdp")),  # [h, w/h, w]
+  (r"attention/out/kernel", (ROWS, None, None)),  # [h, w/h, w]
   # Dense MLP.
   (r"mlp/up/kernel", ("fsdp", "tensor")),  # [w, m]
   (r"mlp/up/bias", ("tensor",)),  # [m]
-  (r"mlp/down/kernel", ("tensor", "fsdp")),  # [m, w]
-  # Stems: ids or patch values over tensor, the width over fsdp.
-  (r"stem_\w+/embed/embedding", ("tensor", "fsdp")),  # [vocab, w]
+  (r"mlp/down/kernel", (ROWS, None)),  # [m, w]
+  # Stems: ids over both; patch values over tensor, the width over fsdp.
+  (r"stem_\w+/embed/embedding", (ROWS, None)),  # [vocab, w]
   (r"stem_\w+/embed/kernel", ("tensor", "fsdp")),  # [patch values, w]
   (r"stem_\w+/position", (None, "fsdp")),  # [n, w]
   (r"wide_\w+/embedding", ("tensor", "fsdp")),  # [rows, d]

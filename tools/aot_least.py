@@ -56,8 +56,9 @@ def line_of(c: Collective, embed_dim: int) -> str:
   if c.kind == "all-to-all":
     return "exchange"
   rows = re.fullmatch(rf"f32\[(?:1,)*(\d+),{embed_dim}\]", c.shape)
-  # A square is a projection's gradient.
-  if rows and int(rows[1]) != embed_dim and ("shard_map" in c.source or not c.source):
+  # A square that nobody vouches for is a projection's gradient.
+  square = rows and int(rows[1]) == embed_dim
+  if rows and ("shard_map" in c.source or not (c.source or square)):
     return "loss"
   return "weights" if c.axes == ("fsdp",) else "gradients"
 

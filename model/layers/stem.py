@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from model.layers import log_mel as spectrogram
+from model.layers import look_up as tables
 from model.layers import matmul
 from model.layers import position as positions
 from model.mel import LogMel
@@ -240,7 +241,7 @@ class Tokens(nn.Module):
       embedding_init=nn.initializers.normal(self.width**-0.5),
       name="embed",
     )
-    y = embed(x)
+    y = tables.look_up(embed.embedding.astype(self.dtype), x)
     table = _table(self, self.position, (self.length,), self.width)
     if table is not None:
       y = y + table[: x.shape[1]].astype(self.dtype)[None]

@@ -384,7 +384,7 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
 def _gather(plan: _Plan, tree: Any) -> Any:
   if plan.shards == 1:
     return tree
-  return jax.tree.map(lambda x: lax.all_gather(x, plan.axes, tiled=True), tree)
+  return jax.tree.map(lambda x: reductions.gather(x, plan.axes), tree)
 
 
 def _send(plan: _Plan, tree: Any) -> Any:

@@ -14,6 +14,7 @@ EIGHT = {
   "expert": {"expert": 4, "fsdp": 2},
   "all": {"fsdp": 2, "expert": 2, "tensor": 2},
 }
+ROWS = ("tensor", "fsdp")
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +29,27 @@ def spec(path, shape, mesh, extra=()):
 @pytest.mark.parametrize(
   ("path", "shape", "expected"),
   [
-    ("towers/trunk/block00/attention/query/kernel", (8, 2, 4), P("fsdp", "tensor")),
+    ("towers/trunk/b0/attention/query/kernel", (8, 4, 4), P(None, ROWS)),
     ("towers/trunk/block00/attention/value/bias", (2, 4), P("tensor")),
-    ("towers/trunk/b0/attention/out/kernel", (2, 4, 8), P("tensor", None, "fsdp")),
+    ("towers/trunk/b0/attention/out/kernel", (4, 4, 8), P(ROWS)),
     ("towers/trunk/b0/attention/out/bias", (8,), P()),
     ("towers/trunk_text/b0/mlp/up/kernel", (8, 32), P("fsdp", "tensor")),
     ("towers/trunk_text/b0/mlp/up/bias", (32,), P("tensor")),
-    ("towers/trunk_text/b0/mlp/down/kernel", (32, 8), P("tensor", "fsdp")),
+    ("towers/trunk_text/b0/mlp/down/kernel", (32, 8), P(ROWS)),
     ("towers/trunk_text/b0/mlp/down/bias", (8,), P()),
     ("towers/trunk/b1/moe/router/kernel", (8, 4), P()),
     ("t/b1/moe/experts/up/kernel", (4, 8, 32), P("expert", "fsdp", "tensor")),
     ("t/b1/moe/experts/up/bias", (4, 32), P("expert", "tensor")),
-    ("t/b1/moe/experts/down/kernel", (4, 32, 8), P("expert", "tensor", "fsdp")),
+    ("t/b1/moe/experts/down/kernel", (4, 32, 8), P("expert", ROWS)),
     ("t/b1/moe/experts/down/bias", (4, 8), P("expert")),
     ("0/v_row/t/b1/moe/experts/up/kernel", (6, 4, 8), P(None, "expert")),
     ("0/v_col/t/b1/moe/experts/up/kernel", (4, 32), P("expert")),
     ("0/v_row/t/b1/moe/experts/up/kernel", (1,), P()),
-    ("towers/stem_text/embed/embedding", (64, 8), P("tensor", "fsdp")),
+    ("towers/stem_text/embed/embedding", (64, 8), P(ROWS)),
     ("towers/stem_image/embed/kernel", (192, 8), P("tensor", "fsdp")),
     ("towers/stem_image/position", (64, 8), P(None, "fsdp")),
     ("towers/project_image/kernel", (8, 16), P("fsdp", "tensor")),
-    ("towers/pool_image/attention/key/kernel", (8, 2, 4), P("fsdp", "tensor")),
+    ("towers/pool_image/attention/key/kernel", (8, 4, 4), P(None, ROWS)),
     ("towers/trunk/b0/norm1/scale", (8,), P()),
     ("objective/infonce/temperature", (), P()),
     ("objective/head/kernel", (8, 8), P("fsdp")),
@@ -56,6 +57,25 @@ def spec(path, shape, mesh, extra=()):
 )
 def test_default_table(path, shape, expected, mesh):
   assert spec(path, shape, mesh) == expected
+
+
+@pytest.mark.parametrize(
+  ("path", "shape"),
+  [
+    ("attention/query/kernel", (14, 1024, 16, 64)),
+    ("attention/out/kernel", (14, 16, 64, 1024)),
+    ("mlp/up/kernel", (14, 1024, 4096)),
+    ("mlp/down/kernel", (14, 4096, 1024)),
+    ("moe/experts/up/kernel", (5, 32, 1024, 4096)),
+    ("moe/experts/down/kernel", (5, 32, 4096, 1024)),
+    ("stem_text/embed/embedding", (32_000, 1024)),
+  ],
+)
+def test_fsdp_splits_no_last_dimension_of_what_is_multiplied(path, shape):
+  # The TPU compiler would sum the gradient whole on every chip: twice the bytes.
+  axes = ("data", "fsdp", "expert", "tensor")
+  got = tuple(spec(path, shape, jax.sharding.AbstractMesh((1, 8, 32, 1), axes)))
+  assert "fsdp" in got[: len(shape) - 1], got
 
 
 def test_leading_dimensions_of_a_scan_stay_whole(mesh):
@@ -97,6 +117,13 @@ def test_config_rules_come_first(mesh):
     ("mlp/up/kernel", (5, 8), P(None, "tensor"), "fsdp replicated: 5 % 2"),
     ("mlp/up/kernel", (8, 5), P("fsdp"), "tensor replicated: 5 % 2"),
     ("x/kernel", (5, 8), P(None, "fsdp"), "fsdp moved to dim 1: 5 % 2"),
+    # Fewer heads than chips.
+    (
+      "attention/query/kernel",
+      (8, 2, 4),
+      P("fsdp", "tensor"),
+      "fsdp moved to dim 0: 2 % 4",
+    ),
     (
       "moe/experts/up/kernel",
       (3, 8, 8),

@@ -322,7 +322,7 @@ def test_ring_gathers_nothing_and_tiled_gathers():
   assert "all-gather" in temp_bytes("tiled", 256, (2, 2, 2, 1))[1]
 
 
-def test_gradients_of_gathered_columns_are_scattered_axis_by_axis():
+def test_columns_are_gathered_and_their_gradients_scattered_axis_by_axis():
   # Over several axes at once, the TPU compiler sends the whole sum: twice the bytes.
   mesh = mesh_of(SHAPES["split"])
   spec = jax.ShapeDtypeStruct((B, D), jnp.float32)
@@ -334,6 +334,9 @@ def test_gradients_of_gathered_columns_are_scattered_axis_by_axis():
     program = str(jax.make_jaxpr(jax.grad(loss, 1))(spec, spec))
   scatters = re.findall(r"reduce_scatter\[[^\]]*axis_name=(\(.*\))", program)
   assert scatters == ["('data',)", "('fsdp',)", "('expert',)"]
+  gathers = re.findall(r"all_gather\[[^\]]*axis_name=(\(.*\))", program)
+  one = ["('expert',)", "('fsdp',)", "('data',)"]
+  assert gathers == one * (len(gathers) // 3) and gathers
 
 
 def test_auto_chooses_by_size(monkeypatch):
