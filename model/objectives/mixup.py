@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from model.objectives import contrastive, parts
-from model.types import Array, Batch, Encoded, ObjectiveOutput, Params, State
+from model.types import (
+  PARTS,
+  Array,
+  Batch,
+  Encoded,
+  ObjectiveOutput,
+  Params,
+  State,
+)
 from model.views import mix
 
 FIRST: tuple[Any, ...] = (("m3co", 1.0, {}),)
@@ -164,8 +172,9 @@ class Objective:
         modality=m, beta=self.beta, probability=self.probability, group=self.group
       )
       if m in self.inputs:
-        others = {k for o in plain if o != m for k in (o, f"{o}_mask")}
+        others = {o + part for o in plain if o != m for part in PARTS}
         seen = view({k: v for k, v in batch.items() if k not in others}, own)
+        parts.check_pack(batch, seen, m)
         encoded[_mixed(m)] = encode(seen)[m]
         says |= {k: seen[k] for k in view.writes}
       else:
