@@ -152,17 +152,16 @@ def plan(lengths: np.ndarray, tokens: int, rows: int, group: int) -> Plan:
   lengths = lengths.reshape(-1, group)
   kept = lengths.copy()
   where, fits = _best_fit(lengths, bins, size)
-  for i in np.flatnonzero(~fits):
-    low, high = (
-      tokens,
-      int(lengths[i].max()),
-    )  # all fit with the one, not with the other
-    while high - low > 1:
+  bad = np.flatnonzero(~fits)
+  if len(bad):
+    long = lengths[bad]
+    low, high = np.full(len(bad), tokens), long.max(axis=1)  # fits, does not
+    while (high - low > 1).any():
       middle = (low + high) // 2
-      _, good = _best_fit(np.minimum(lengths[i : i + 1], middle), bins, size)
-      low, high = (middle, high) if good[0] else (low, middle)
-    kept[i] = np.minimum(lengths[i], low)
-    where[i] = _best_fit(kept[i : i + 1], bins, size)[0]
+      _, good = _best_fit(np.minimum(long, middle[:, None]), bins, size)
+      low, high = np.where(good, middle, low), np.where(good, high, middle)
+    kept[bad] = np.minimum(long, low[:, None])
+    where[bad], _ = _best_fit(kept[bad], bins, size)
   same = where[:, :, None] == where[:, None, :]  # [groups, example, other]
   room = size - (same * kept[:, None]).sum(axis=-1)
   before = same & np.tri(group, k=-1, dtype=bool)

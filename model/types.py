@@ -21,11 +21,8 @@ Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per e
 # example's first slot in its group, and how many tokens it lost;
 # "<modality>_valid" bool[b]; "valid" bool[b]; "id" i32[b]
 Batch = Mapping[str, Array]
-PARTS = (
-  "",
-  "_mask",
-  "_pack",
-)  # end the keys of a batch by which towers read a modality
+# What ends the keys of a batch by which towers read a modality.
+PARTS = ("", "_mask", "_pack")
 
 ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders.routes
 

@@ -209,14 +209,18 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
 def eval_encode(towers, objective=None):
   """Returns encode(params, batch) -> ({modality: Encoded}, aux), without noise.
 
-  Its aux also says where each token went; see `model.encoders.routes`.
+  Its aux also says where each token went; see `model.encoders.routes`. So nothing is
+  packed, whatever plans the batch has.
 
   Args:
     towers: model.encoders.towers.Towers.
     objective: whose heads are on top, where they make the embedding.
   """
 
+  plans = {f"{m.name}_pack" for m in towers.modalities}
+
   def encode(params, batch: Batch) -> tuple[dict[str, Encoded], Metrics]:
+    batch = {k: v for k, v in batch.items() if k not in plans}
     (encoded, aux), sown = towers.apply(
       {"params": params["towers"]}, batch, train=False, mutable=["intermediates"]
     )

@@ -7,6 +7,7 @@ import pytest
 from input_pipeline import packing
 from tests import small
 from training import setup as setup_lib
+from training import step as step_lib
 
 PACK = dict(tokens=4, rows=2, group=4)
 
@@ -25,7 +26,11 @@ def test_a_step_takes_the_plan_and_logs_it():
   batch = packing.packed(packing.packers(config), small.batch_of(config))
   with jax.set_mesh(setup.mesh):
     rows = setup.put(batch)
-    _, metrics = jax.eval_shape(setup.train_step(), setup.abstract_state(), rows)
+    state = setup.abstract_state()
+    _, metrics = jax.eval_shape(setup.train_step(), state, rows)
+    encode = step_lib.eval_encode(setup.towers)
+    _, aux = jax.eval_shape(encode, state.params, rows)
+  assert not any("pack" in key for key in aux)  # evaluation sees rows as they are
   assert {"metrics/pack/text_cut", "metrics/pack/text_filled"} < set(metrics)
   np.testing.assert_array_equal(rows["text_pack"], batch["text_pack"])
   spec = setup.batch_spec(train=True)
