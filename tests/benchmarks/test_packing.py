@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 
 from benchmarks import packing
-from model.encoders import towers
+from configs import clip_emoji
+from model.encoders import count, towers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -30,6 +31,15 @@ def test_arms_differ_in_packing_alone():
   assert not any(m.pack for m in towers.build(c.model).modalities)
   c.model.modalities.text.pack.update(dict(tokens=5, rows=4, group=packing.GROUP))
   assert any(m.pack for m in towers.build(c.model).modalities)
+
+
+def test_an_emoji_step_is_mostly_pictures():
+  c = clip_emoji.get_config()
+  whole = count.flops_per_example(c.model)
+  c.model.modalities.text.pack.tokens = 9
+  saved = sum(whole.values()) - sum(count.flops_per_example(c.model).values())
+  assert round(whole["text"] / sum(whole.values()), 2) == 0.29  # docs/mixtures.md
+  assert round(saved / sum(whole.values()), 2) == 0.12
 
 
 def test_the_page_shows_what_was_measured():
