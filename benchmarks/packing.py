@@ -146,7 +146,12 @@ def steps(
 
 
 def measure(arms: Mapping[str, device.Step], rounds: int) -> dict[str, Any]:
-  """Returns arm -> facts, what a step took, and its ratio to the unpacked one's."""
+  """Returns arm -> facts, what a step took, and its ratio to the unpacked one's.
+
+  Without rounds, the facts alone.
+  """
+  if not rounds:
+    return {name: step.facts for name, step in arms.items()}
   take = {name: functools.partial(turns.clocked, s, 1) for name, s in arms.items()}
   times = turns.interleave(take, rounds)
   return {
@@ -171,12 +176,12 @@ def table(report: Mapping[str, Any]) -> str:
   more = ["step", "GFLOP an example", "XLA's count", "CPU time, ratio", "quartiles"]
   lines += [[], more, ["---"] * len(more)]
   for name, r in report["results"].items():
-    ratio = r["over_unpacked"]["cpu_seconds"]
-    spread = f"{ratio['q1']:.2f} to {ratio['q3']:.2f}"
     counts = r["gflops_per_example"], r["xla_gflops_per_example"]
-    lines.append(
-      [name, *(f"{x:.3f}" for x in counts), f"{ratio['median']:.2f}", spread]
-    )
+    took = ["not timed", ""]
+    if "over_unpacked" in r:
+      ratio = r["over_unpacked"]["cpu_seconds"]
+      took = [f"{ratio['median']:.2f}", f"{ratio['q1']:.2f} to {ratio['q3']:.2f}"]
+    lines.append([name, *(f"{x:.3f}" for x in counts), *took])
   return "\n".join(f"| {' | '.join(cells)} |" if cells else "" for cells in lines)
 
 
@@ -189,7 +194,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--batch", type=int, default=64)
   parser.add_argument("--width", type=int, default=128)
   parser.add_argument("--depth", type=int, default=2)
-  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--rounds", type=int, default=5, help="0: time nothing")
   parser.add_argument("--threads", type=int, default=1, help="cores to use; 0: all")
   return parser.parse_args(argv)
 
