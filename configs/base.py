@@ -41,6 +41,12 @@ def modality(**changes) -> ConfigDict:
   c.stem_bias = True  # patches: of the linear map to tokens
   c.stem_norm = False  # a norm between the stem and the trunk, as in CLIP's image tower
   c.registers = 0  # learned tokens behind the one of pool "cls", without positions
+  # Training packs short sequences of this modality into shared rows, where its padding
+  # costs nothing: docs/mixtures.md. What does not fit is cut, the longest first.
+  c.pack = ConfigDict()
+  c.pack.tokens = 0  # of an example in the trunk, in the mean of its group; 0: unpacked
+  c.pack.rows = 4  # rows that attend as one; rows * tokens hold any whole example
+  c.pack.group = 32  # consecutive examples packed together: a multiple of `rows`
   c.position = "learned"  # "learned" | "sincos" | "none"
   c.pool = "mean"  # "mean" | "cls" | "first" | "last" | "map"
   c.project = True  # a linear layer from width to embed_dim

@@ -14,7 +14,7 @@ from absl import flags
 import grain
 import numpy as np
 
-from input_pipeline import examples
+from input_pipeline import examples, packing
 from input_pipeline.examples import Maker, Rows, TooManyDropped
 from input_pipeline.stream import Stream
 
@@ -159,8 +159,9 @@ class Loader:
     workers: int,
     prefetch: int,
     max_dropped: Mapping[str, float],
+    packers: tuple[packing.Packer, ...] = (),
   ):
-    self._stream, self._shape = stream, shape
+    self._stream, self._shape, self._packers = stream, shape, packers
     self._threads, self._workers, self._prefetch = threads, workers, prefetch
     self._tallies = {name: Tally(max_dropped[name], name) for name in stream.names}
     self._example = 0
@@ -177,7 +178,7 @@ class Loader:
     for part in rows:
       for tally in self._tallies.values():
         tally.add(part)
-    return joined(rows)
+    return packing.packed(self._packers, joined(rows))
 
   @property
   def dropped(self) -> dict[str, int]:

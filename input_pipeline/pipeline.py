@@ -3,8 +3,9 @@
 A batch holds, of this process's rows: each modality of config.model.modalities that the
 transforms made ("image" f32[b, h, w, 3], "text" int32[b, n], ...), "<modality>_mask",
 "id" int32[b], "index" int32[b] (position in the source), "label_<name>" int32[b], what
-a transform declares as `kept`, and in evaluation "valid" bool[b]. In a mixture also
-"label_source" int32[b] and, where sources hold different modalities,
+a transform declares as `kept`, and in evaluation "valid" bool[b]. In training also
+"<modality>_pack" int32[b, 2] of what is packed (input_pipeline/packing.py). In a
+mixture also "label_source" int32[b] and, where sources hold different modalities,
 "<modality>_valid" bool[b]; "index" then counts through all sources.
 """
 
@@ -19,7 +20,15 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from input_pipeline import buckets, captions, examples, loader, mixture, tokenizer
+from input_pipeline import (
+  buckets,
+  captions,
+  examples,
+  loader,
+  mixture,
+  packing,
+  tokenizer,
+)
 from input_pipeline.interfaces import Source, Transform
 from input_pipeline.interleave import Interleave, scaled
 from input_pipeline.loader import EvalBatches, Loader
@@ -208,6 +217,7 @@ def train_loader(config: Any, *, process_index: int, process_count: int) -> Load
     workers=data.workers,
     prefetch=data.prefetch,
     max_dropped={e.name: e.config.data.max_dropped for e in entries},
+    packers=packing.packers(config),
   )
 
 

@@ -17,8 +17,12 @@ Metrics = dict[str, Array]  # flat; scalars, or small arrays such as loads per e
 
 # "image" f32[b, h, w, 3] | "text" i32[b, n] | "audio" f32[b, t, f] ..., by the names of
 # config.model.modalities: see docs/modalities.md.
-# "<modality>_mask" bool; "<modality>_valid" bool[b]; "valid" bool[b]; "id" i32[b]
+# "<modality>_mask" bool; "<modality>_pack" i32[b, 2], where training packs it: each
+# example's first slot in its group, and how many tokens it lost;
+# "<modality>_valid" bool[b]; "valid" bool[b]; "id" i32[b]
 Batch = Mapping[str, Array]
+# What ends the keys of a batch by which towers read a modality.
+PARTS = ("", "_mask", "_pack")
 
 ROUTES = "routes/"  # begins what evaluation knows of each token; model.encoders.routes
 

@@ -17,6 +17,8 @@ import numpy as np
 from model import catalogue
 from model.types import BATCH_AXES, MESH_AXES
 
+_ROUTING = "config.model.moe.group"
+
 
 def make(config: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """Returns the mesh over all devices with axes data, fsdp, expert and tensor (Auto).
@@ -117,7 +119,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(
-  batch_size: int, mesh: Mesh, microbatches: int = 1, group: int = 1
+  batch_size: int,
+  mesh: Mesh,
+  microbatches: int = 1,
+  group: int = 1,
+  key: str = _ROUTING,
 ) -> None:
   """Checks that a global batch splits evenly into microbatches, shards and groups.
 
@@ -126,7 +132,8 @@ def check_batch(
     mesh: the mesh that holds the batch.
     microbatches: `config.microbatches`.
     group: `config.model.moe.group` in examples, 1 without sparse layers; every shard of
-      a microbatch holds whole routing groups.
+      a microbatch holds whole routing groups. Likewise of other groups.
+    key: what sets `group`.
 
   Raises:
     ValueError: the batch does not split evenly; with the arithmetic.
@@ -153,10 +160,11 @@ def check_batch(
     )
   chunk = batch_size // microbatches
   if group < 1 or chunk // shards % group:
+    kind = "routing groups" if key == _ROUTING else "groups"
     raise ValueError(
       f"batch {batch_size} / microbatches {microbatches} / shards {shards} = "
-      f"{chunk // shards} examples, which are not whole routing groups of {group}. "
-      f"Set config.model.moe.group to a divisor of {chunk // shards}, "
+      f"{chunk // shards} examples, which are not whole {kind} of {group}. "
+      f"Set {key} to a divisor of {chunk // shards}, "
       f"or config.batch_size to a multiple of {microbatches * shards * max(group, 1)}."
     )
 

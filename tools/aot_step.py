@@ -16,7 +16,7 @@ from model.encoders import config as encoders
 from model.encoders import count
 from sharding import mesh as meshes
 from tools import aot_least, hlo_collectives, hlo_text, hlo_traffic, roofline
-from training import chips, clock
+from training import chips
 from training import setup as setup_lib
 from training import step as step_lib
 
@@ -37,7 +37,7 @@ def lower(setup: setup_lib.Setup, evaluate: bool = False) -> Any:
   Nothing is allocated and no data is read: shapes come from the recipe.
   """
   split = meshes.batch_sharding(setup.mesh)
-  spec = setup.batch_spec()
+  spec = setup.batch_spec(train=not evaluate)
   b = (setup.config.batch_size,)
   spec["id"] = jax.ShapeDtypeStruct(b, jnp.int32)
   if evaluate:
@@ -156,17 +156,18 @@ def flops(config: Any, evaluate: bool = False) -> dict[str, float]:
   ones of the twin with a dense MLP in every block, of equal active FLOPs but for the
   router's.
   """
-  model, b = config.model, config.batch_size
-  each = count.flops_per_example(model, capacity=True, train=not evaluate)
-  useful, slots = clock.model_flops(config) / 3, sum(each.values()) * b
+  model, b, train = config.model, config.batch_size, not evaluate
+  each = count.flops_per_example(model, capacity=True, train=train)
+  slots = sum(each.values()) * b
+  useful = sum(count.flops_per_example(model, train=train).values()) * b
   twin = config.copy_and_resolve_references()
   twin.model.moe.update(dict(every=0, layers=()))
-  dense = clock.model_flops(twin)
+  dense = sum(count.flops_per_example(twin.model, train=train).values()) * b
   if evaluate:
-    return {"model": useful, "executed": slots, "dense": dense / 3}
+    return {"model": useful, "executed": slots, "dense": dense}
   again = {"none": 0.0, "full": slots, "dots": _activations(model, b)}[model.remat]
   again += slots if config.microbatches > 1 else 0
-  return {"model": 3 * useful, "executed": 3 * slots + again, "dense": dense}
+  return {"model": 3 * useful, "executed": 3 * slots + again, "dense": 3 * dense}
 
 
 def parse_oom(text: str) -> dict[str, Any]:
@@ -235,8 +236,7 @@ def _of_text(
 
 def _activations(model: Any, b: int) -> float:
   """FLOPs of attention's scores and sums, forward."""
-  towers = encoders.modalities(model)
-  return b * sum(4.0 * m.trunk.depth * m.tokens**2 * m.trunk.width for m in towers)
+  return b * sum(count.attention_flops(m) for m in encoders.modalities(model))
 
 
 def _bytes(number: str, unit: str) -> int:

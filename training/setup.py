@@ -42,8 +42,13 @@ class Setup:
   tx: optax.GradientTransformation
   lr: Callable
 
-  def batch_spec(self, batch_size: int | None = None):
-    """Returns the shapes and dtypes of a global batch, as the towers read it."""
+  def batch_spec(self, batch_size: int | None = None, train: bool = False):
+    """Returns the shapes and dtypes of a global batch, as the towers read it.
+
+    Args:
+      batch_size: that of the config by default.
+      train: with the plans of what training packs.
+    """
     b = batch_size or self.config.batch_size
     spec = {}
     for name, m in self.config.model.modalities.items():
@@ -51,6 +56,11 @@ class Setup:
       spec[name] = jax.ShapeDtypeStruct((b, *shape), dtype)
       if m.stem != "patches":
         spec[f"{name}_mask"] = jax.ShapeDtypeStruct((b, m.length), jnp.bool_)
+    for m in self.towers.modalities if train else ():
+      if m.pack:
+        if m.stem == "patches":
+          spec[f"{m.name}_mask"] = jax.ShapeDtypeStruct((b, m.size[0]), jnp.bool_)
+        spec[f"{m.name}_pack"] = jax.ShapeDtypeStruct((b, 2), jnp.int32)
     return spec
 
   def init(self, key: jax.Array) -> state_lib.TrainState:
@@ -107,7 +117,7 @@ class Setup:
     keep = {
       k: v
       for k, v in batch.items()
-      if re.sub(r"_(mask|valid|affine)$", "", k) in names or k.startswith("label_")
+      if re.sub(r"_(mask|pack|valid|affine)$", "", k) in names or k.startswith("label_")
     }
     return placement.put_batch(keep, self.mesh)
 
@@ -122,6 +132,16 @@ def build(config: ConfigDict, devices=None) -> Setup:
   moe = config.model.moe
   group = moe.group if moe.every or moe.layers else 1
   mesh_lib.check_batch(config.batch_size, mesh, config.microbatches, group)
+  towers = towers_lib.build(config.model)
+  for m in towers.modalities:
+    if m.pack:
+      mesh_lib.check_batch(
+        config.batch_size,
+        mesh,
+        config.microbatches,
+        m.pack.group,
+        f"config.model.modalities.{m.name}.pack.group",
+      )
   options = dict(config.objective.options)
   objective = catalogue.load(
     "model.objectives", config.objective.name, "Objective", options
@@ -134,7 +154,7 @@ def build(config: ConfigDict, devices=None) -> Setup:
   return Setup(
     config=config,
     mesh=mesh,
-    towers=towers_lib.build(config.model),
+    towers=towers,
     objective=objective,
     tx=optimizer.build(config.optimizer, config.total_steps),
     lr=optimizer.schedule(config.optimizer, config.total_steps),

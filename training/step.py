@@ -8,6 +8,7 @@ while the loss always has the whole batch's negatives.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import optax
 
 from model.encoders import routes
 from model.objectives import embedding
-from model.types import Array, Batch, Encoded, Metrics, Params
+from model.types import PARTS, Array, Batch, Encoded, Metrics, Params
 from training.optimizer import frozen_mask
 from training.state import TrainState
 
@@ -177,6 +178,8 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
   metrics are averaged over the chunks.
   """
   modalities = [m.name for m in towers.modalities]
+  # Examples that are packed together stay together.
+  block = math.lcm(*(m.pack.group for m in towers.modalities if m.pack))
 
   def apply(params, batch: Batch, key: Array):
     keys = jax.random.split(key, len(RNG_STREAMS))
@@ -188,7 +191,7 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
 
   def run(params, batch: Batch, key: Array):
     used = {k: v for k, v in batch.items() if _is_input(k, modalities)}
-    chunks = {k: _split(v, microbatches) for k, v in used.items()}
+    chunks = {k: _split(v, microbatches, block) for k, v in used.items()}
     keys = jax.random.split(key, microbatches)
 
     @jax.checkpoint
@@ -197,7 +200,7 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
       return apply(params, chunk, chunk_key)
 
     encoded, aux = jax.lax.map(one, (chunks, keys))
-    encoded = jax.tree.map(_join, encoded)
+    encoded = jax.tree.map(lambda x: _join(x, block), encoded)
     return encoded, jax.tree.map(lambda x: jnp.mean(x, axis=0), aux)
 
   return run
@@ -206,14 +209,18 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
 def eval_encode(towers, objective=None):
   """Returns encode(params, batch) -> ({modality: Encoded}, aux), without noise.
 
-  Its aux also says where each token went; see `model.encoders.routes`.
+  Its aux also says where each token went; see `model.encoders.routes`. So nothing is
+  packed, whatever plans the batch has.
 
   Args:
     towers: model.encoders.towers.Towers.
     objective: whose heads are on top, where they make the embedding.
   """
 
+  plans = {f"{m.name}_pack" for m in towers.modalities}
+
   def encode(params, batch: Batch) -> tuple[dict[str, Encoded], Metrics]:
+    batch = {k: v for k, v in batch.items() if k not in plans}
     (encoded, aux), sown = towers.apply(
       {"params": params["towers"]}, batch, train=False, mutable=["intermediates"]
     )
@@ -226,15 +233,21 @@ def eval_encode(towers, objective=None):
 
 
 def _is_input(key: str, modalities) -> bool:
-  return key == "valid" or key.removesuffix("_mask") in modalities
+  return key == "valid" or any(key == m + part for m in modalities for part in PARTS)
 
 
-def _split(x: Array, chunks: int) -> Array:
+def _split(x: Array, chunks: int, block: int) -> Array:
   # Strided, so that every chunk is spread over all devices as the batch is: chunk i
-  # takes rows i, i + m, i + 2m, ... and no row leaves its device.
+  # takes rows i, i + m, i + 2m, ... and no row leaves its device. Or blocks of rows.
+  if block > 1:
+    x = _split(x.reshape(-1, block, *x.shape[1:]), chunks, 1)
+    return x.reshape(chunks, -1, *x.shape[3:])
   return jnp.swapaxes(x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]), 0, 1)
 
 
-def _join(x: Array) -> Array:
+def _join(x: Array, block: int) -> Array:
+  if block > 1:
+    x = _join(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1)
+    return x.reshape(-1, *x.shape[2:])
   x = jnp.swapaxes(x, 0, 1)
   return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

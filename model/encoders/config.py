@@ -10,6 +10,7 @@ import numpy as np
 
 from model import catalogue
 from model.layers.block import TrunkConfig
+from model.layers.packing import Pack
 from model.layers.pool import POOLS
 from model.layers.position import POSITIONS
 from model.mel import LogMel
@@ -49,6 +50,7 @@ class Modality:
   stem_bias: bool = True
   stem_norm: bool = False
   registers: int = 0
+  pack: Pack | None = None
   position: str = "learned"
   pool: str = "mean"
   project: bool = True
@@ -94,6 +96,8 @@ class Modality:
       )
     if self.project_bias and not self.project:
       raise ValueError(f"{where}.project_bias = True without {where}.project")
+    if self.pack:
+      self._check_pack(f"{where}.pack")
     divisor = 2 * len(self.patch) if self.stem == "patches" else 2
     if self.position == "sincos" and self.trunk.width % divisor:
       raise ValueError(
@@ -156,6 +160,30 @@ class Modality:
       )
     if self.colors and not self.color_range[0] < self.color_range[1]:
       raise ValueError(f"{where}.color_range = {self.color_range} is empty")
+
+  def _check_pack(self, where: str) -> None:
+    assert self.pack is not None
+    if self.drop_patches or self.log_mel:
+      what = "log_mel" if self.log_mel else "drop_patches"
+      raise ValueError(
+        f"{where} is planned with the batch, before the device knows the tokens that "
+        f"{WHERE}.{self.name}.{what} leaves: use one of them"
+      )
+    if self.stem != "patches" and self.pad < 0 and self.eos < 0:
+      raise ValueError(
+        f"{where} is of sequences with padding, but by {WHERE}.{self.name}.pad = "
+        f"{self.pad} and .eos = {self.eos} all ids are real"
+      )
+    self.pack.check(self.tokens, self.extra + self.row, where)
+
+  @property
+  def row(self) -> int:
+    """Tokens of one step along the axis that a mask is of."""
+    if self.stem != "patches":
+      return 1
+    return math.prod(
+      s // p for s, p in zip(self.size[1:], self.patch[1:], strict=False)
+    )
 
   @property
   def wide(self) -> bool:
@@ -224,6 +252,9 @@ def modalities(model: Mapping[str, Any]) -> tuple[Modality, ...]:
     if "name" in options:
       raise ValueError(f"unknown key {where}.name: the key of the entry is its name")
     log_mel = _log_mel(options.pop("log_mel", None), options, f"{where}.log_mel")
+    pack = options.pop("pack", None)
+    if pack and pack.get("tokens"):
+      options["pack"] = catalogue.build(Pack, dict(pack.items()), f"{where}.pack")
     options |= {"name": name, "trunk": trunk, "log_mel": log_mel}
     modality = catalogue.build(Modality, options, where)
     if not modality.project and trunk.width != model["embed_dim"]:

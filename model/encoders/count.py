@@ -77,40 +77,57 @@ def flops_per_example(
 
   A multiplication with its addition is 2. A training step costs 3 times as much, plus
   what is recomputed. Padding counts; norms, softmax and look-ups do not; a causal mask
-  saves nothing.
+  saves nothing. Of a modality with `pack`, training counts the slots that it packs
+  into, and attention over its bins.
 
   Args:
     model: `config.model`.
     capacity: count the experts' empty slots too; else the useful k MLPs a token (see
       `model.moe.router.Gate`).
-    train: with the capacity of training, or that of evaluation.
+    train: with the capacity of training and packed, or as evaluation does it.
   """
   moe = configs.sparse(model)
   modalities = configs.modalities(model)
-  together = sum(m.tokens for m in modalities)
+  together = sum(_in_trunk(m, train)[0] for m in modalities)
   flops = {}
   for m in modalities:
     mlps = 1.0
     if moe:
       factor = moe.capacity if train else moe.capacity_eval
-      example = together if model["shared_trunk"] else m.tokens
-      mlps = _router(moe).mlps(moe, m.tokens, example, factor if capacity else None)
-    flops[m.name] = _forward(m, moe, model["embed_dim"], mlps)
+      own = _in_trunk(m, train)[0]
+      example = together if model["shared_trunk"] else own
+      mlps = _router(moe).mlps(moe, own, example, factor if capacity else None)
+    flops[m.name] = _forward(m, moe, model["embed_dim"], mlps, train)
   return flops
+
+
+def attention_flops(m: Modality, train: bool = True) -> float:
+  """Returns the FLOPs of one example's attention scores and sums in all blocks."""
+  n, keys = _in_trunk(m, train)
+  return 4.0 * m.trunk.depth * n * keys * m.trunk.width
+
+
+def _in_trunk(m: Modality, train: bool) -> tuple[int, int]:
+  """Returns tokens of an example in the trunk, and keys that each is compared with."""
+  if train and m.pack:
+    return m.pack.tokens, m.pack.rows * m.pack.tokens
+  return m.tokens, m.tokens
 
 
 def _router(moe: MoeConfig) -> type[Gate]:
   return catalogue.find(ROUTERS, moe.router, "Router")
 
 
-def _forward(m: Modality, moe: MoeConfig | None, d: int, mlps: float) -> float:
-  n, w, hidden = m.tokens, m.trunk.width, m.trunk.mlp
+def _forward(
+  m: Modality, moe: MoeConfig | None, d: int, mlps: float, train: bool
+) -> float:
+  n, w, hidden = _in_trunk(m, train)[0], m.trunk.width, m.trunk.mlp
   dense_mlp = 4 * n * w * hidden
-  attention = 8 * n * w**2 + 4 * n**2 * w
-  flops: float = m.trunk.depth * (attention + dense_mlp)
+  flops = attention_flops(m, train) + m.trunk.depth * (8 * n * w**2 + dense_mlp)
   if moe:
     router = 2 * n * w * moe.experts * _router(moe).matmuls(moe)
     flops += len(moe.blocks(m.trunk.depth)) * (router + (mlps - 1) * dense_mlp)
+  n = m.tokens  # stem and pooling see examples as they are
   if m.stem != "tokens":
     values = math.prod(m.patch) * (m.size[-1] if m.stem == "patches" else m.vocab)
     flops += 2 * (n - m.extra) * values * w

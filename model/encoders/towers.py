@@ -16,11 +16,12 @@ from model import catalogue
 from model.encoders import config as configs
 from model.encoders import trunk as trunk_lib
 from model.encoders.config import Modality
-from model.layers import constrain, stem, wide
+from model.layers import constrain, packing, stem, wide
 from model.layers.block import Masks, Streams
 from model.layers.norm import Norm
+from model.layers.packing import Packed
 from model.layers.pool import Pool
-from model.moe.config import MoeConfig
+from model.moe.config import ROUTERS, MoeConfig
 from model.types import Array, Batch, Encoded, Metrics
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -50,6 +51,12 @@ def build(model: Mapping[str, Any]) -> "Towers":
   if moe:
     for m in modalities:
       moe.blocks(m.trunk.depth)  # raises early
+      if m.pack and catalogue.find(ROUTERS, moe.router, "Router").mixes:
+        raise ValueError(
+          f"config.model.modalities.{m.name}.pack puts tokens of several examples into "
+          f"a row, which config.model.moe.router = {moe.router!r} would mix: route by "
+          f"'token_choice', or set config.model.modalities.{m.name}.pack.tokens = 0"
+        )
   return Towers(
     modalities=modalities,
     embed_dim=model["embed_dim"],
@@ -94,16 +101,20 @@ class Towers(nn.Module):
 
     Args:
       batch: any non-empty subset of the modalities, their `<m>_mask` if any, and
-        `valid` bool[b]: rows that are False neither route nor count in aux.
+        `valid` bool[b]: rows that are False neither route nor count in aux. A modality
+        with `pack` is packed where its plan is there, `<m>_pack` int32[b, 2]; tokens of
+        padding are 0 then.
       train: dropout, drop path, routing noise and training capacity.
 
     Returns:
       modality -> Encoded, with `pooled` f32[b, d]; and a flat dict: `losses/<name>`
       f32[], weighted and averaged over the sparse layers, and
-      `metrics/moe/layer<ii>/<name>`.
+      `metrics/moe/layer<ii>/<name>`; of what is packed, `metrics/pack/<m>_cut` and
+      `_filled`.
 
     Raises:
-      ValueError: no known modality, or batch sizes that differ in a shared trunk.
+      ValueError: no known modality, batch sizes that differ in a shared trunk, or a
+        batch that cannot be packed.
     """
     present = [m for m in self.modalities if m.name in batch]
     if not present:
@@ -126,7 +137,13 @@ class Towers(nn.Module):
         norm = Norm(m.trunk.norm, self.dtype, m.trunk.epsilon, name=f"norm_{m.name}")
         tokens = norm(tokens)
       x[m.name] = constrain.batch(tokens)
-    y, aux = self._trunks(present, x, masks, batch.get("valid"), train)
+    packed, filled = _packed(present, batch, masks)
+    for name, places in packed.items():
+      x[name] = constrain.batch(places.enter(x[name]))
+    y, aux = self._trunks(present, x, {**masks, **packed}, batch.get("valid"), train)
+    aux |= filled
+    for name, places in packed.items():
+      y[name] = constrain.batch(places.leave(y[name]))
     encoded = {}
     for m in present:
       tokens, mask = y[m.name], masks[m.name]
@@ -221,10 +238,10 @@ class Towers(nn.Module):
     self,
     present: list[Modality],
     x: dict[str, Array],
-    masks: dict[str, Array | None],
+    masks: Masks,
     valid: Array | None,
     train: bool,
-  ) -> tuple[Streams, Metrics]:
+  ) -> tuple[dict[str, Array], Metrics]:
     """Returns modality -> [b, n, w], and aux."""
     init = self.is_initializing()
     trunk_of = functools.partial(
@@ -240,7 +257,7 @@ class Towers(nn.Module):
         raise ValueError(f"modalities of one batch differ in their examples: {sizes}")
       trunk = trunk_of(present[0].trunk, name="trunk")
       shared, reports = trunk(x, masks, self._routed(x, masks, valid), train)
-      return shared, _collect([reports])
+      return dict(shared), _collect([reports])
     done: dict[str, Array] = {}
     all_reports: list[dict[int, Metrics]] = []
     for m in present:
@@ -257,8 +274,15 @@ class Towers(nn.Module):
     """Returns bool[b, sum of n]: real tokens of valid examples; None if dense."""
     if self.moe is None:
       return None
-    routed = jnp.concatenate([_whole(masks[m], x[m]) for m in sorted(x)], axis=1)
-    return routed if valid is None else routed & valid[:, None]
+    names = sorted(x)
+    routed = jnp.concatenate([_whole(masks[m], x[m]) for m in names], axis=1)
+    if valid is None:
+      return routed
+    owners = valid[:, None]
+    if any(isinstance(masks[m], Packed) for m in names):
+      of_each = [_of_example(masks[m], x[m], valid) for m in names]
+      owners = jnp.concatenate(of_each, axis=1)
+    return routed & owners
 
 
 def _accumulate_f32(lhs, rhs, dims, precision=None, preferred_element_type=None):
@@ -280,8 +304,31 @@ def _ids_and_ngrams(x: Array, m: Modality) -> tuple[Array, Array]:
   return x[:, :n], x[:, n:]
 
 
-def _whole(mask: Array | None, x: Array) -> Array:
+def _packed(
+  present: list[Modality], batch: Batch, masks: Mapping[str, Array | None]
+) -> tuple[dict[str, Packed], Metrics]:
+  """Returns the places of the modalities that the batch has a plan of, and metrics."""
+  packed: dict[str, Packed] = {}
+  aux: Metrics = {}
+  for m in present:
+    plan = batch.get(f"{m.name}_pack")
+    if m.pack and plan is not None:
+      packed[m.name] = packing.layout(m.pack, plan, masks[m.name], m.name)
+      aux |= packing.metrics(m.name, plan, packed[m.name])
+  return packed, aux
+
+
+def _whole(mask: Array | Packed | None, x: Array) -> Array:
+  if isinstance(mask, Packed):
+    return mask.real
   return jnp.ones(x.shape[:2], bool) if mask is None else mask
+
+
+def _of_example(mask: Array | Packed | None, x: Array, values: Array) -> Array:
+  """Returns [b, n]: to each token of x [b, n, w] its example's of values [b]."""
+  if isinstance(mask, Packed):
+    return mask.of_example(values)
+  return jnp.broadcast_to(values[:, None], x.shape[:2])
 
 
 def _of(name: str, modality: str) -> str:

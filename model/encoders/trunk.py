@@ -138,7 +138,7 @@ class Trunk(nn.Module):
 
     Args:
       x: modality -> dtype [b, n, w].
-      masks: modality -> bool[b, n] or None.
+      masks: modality -> bool[b, n], None or Packed; see `Block`.
       routed: bool[b, sum of n], in the alphabetical order of the modalities.
       train: see `Block`.
 

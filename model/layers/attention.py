@@ -16,6 +16,7 @@ def attend(
   v: Array,
   mask: Array | None = None,
   *,
+  segments: Array | None = None,
   causal: bool = False,
   implementation: str = "xla",
 ) -> Array:
@@ -26,12 +27,17 @@ def attend(
     k: [b, n, h, dh].
     v: [b, n, h, dh].
     mask: bool[b, n], True for a key that may be seen; None: all.
+    segments: int32[b, n] in the place of a mask, with as many queries as keys: each
+      query sees the keys of its own segment.
     causal: query i sees keys 0 to i only; needs as many queries as keys.
     implementation: "xla", or "cudnn" of `jax.nn.dot_product_attention`.
 
   Returns:
     [b, q, h, dh]; exactly 0, with zero gradient, where a query may see no key.
   """
+  if segments is not None:
+    allowed = segments[:, None, :, None] == segments[:, None, None, :]
+    return _dense(q, k, v, allowed, causal, implementation)
   if mask is None:
     return _dense(q, k, v, None, causal, implementation)
   # A blind query looks everywhere, so that no softmax is over nothing (NaN in some
@@ -112,7 +118,11 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, mask: Array | None = None, query: Array | None = None
+    self,
+    x: Array,
+    mask: Array | None = None,
+    query: Array | None = None,
+    segments: Array | None = None,
   ) -> Array:
     """Attends.
 
@@ -120,6 +130,7 @@ class Attention(nn.Module):
       x: [b, n, w].
       mask: bool[b, n], True for a real token; None: all real.
       query: [b, q, w]; x itself by default.
+      segments: int32[b, n] instead of a mask; tokens see those of their own segment.
 
     Returns:
       dtype [b, q, w].
@@ -148,6 +159,7 @@ class Attention(nn.Module):
       project("key", x),
       project("value", x),
       mask,
+      segments=segments,
       causal=self.causal,
       implementation=self.implementation,
     )

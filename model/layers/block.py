@@ -16,10 +16,12 @@ from model.layers import constrain, stochastic
 from model.layers.attention import IMPLEMENTATIONS, Attention
 from model.layers.mlp import ACTIVATIONS, Mlp
 from model.layers.norm import NORMS, Norm
+from model.layers.packing import Packed
 from model.types import Array, Metrics
 
 Streams = Mapping[str, Array]  # modality -> tokens [b, n, w]
-Masks = Mapping[str, Array | None]  # modality -> bool[b, n]; None: all tokens are real
+# modality -> bool[b, n]; None: all tokens are real; Packed: examples share rows
+Masks = Mapping[str, Array | Packed | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,8 @@ class Block(nn.Module):
     Args:
       x: modality -> dtype [b, n, w]; in the sparse MLP their tokens stand side by side
         in the alphabetical order of the names.
-      masks: modality -> bool[b, n] or None, True for a token that may be attended to.
+      masks: modality -> bool[b, n] or None, True for a token that may be attended to;
+        or Packed, where each attends within its own example.
       routed: bool[b, sum of n], True for a token that a sparse MLP may route.
       rate: f32[], instead of the attribute, where a scan shares the code of its layers.
 
@@ -129,8 +132,15 @@ class Block(nn.Module):
     before1, after1 = (_same, norm1) if c.norm_after else (norm1, _same)
     before2, after2 = (_same, norm2) if c.norm_after else (norm2, _same)
     scale1, scale2 = self._scale("scale1", x), self._scale("scale2", x)
+
+    def attended(m: str, y: Array) -> Array:
+      mask = masks[m]
+      if not isinstance(mask, Packed):
+        return attention(before1(y), mask)
+      return mask.part(attention(mask.join(before1(y)), segments=mask.segments()))
+
     x = {
-      m: after1(y + self._drop(scale1(attention(before1(y), masks[m])), depth_rate))
+      m: after1(y + self._drop(scale1(attended(m, y)), depth_rate, masks[m]))
       for m, y in x.items()
     }
     z = {m: before2(y) for m, y in x.items()}
@@ -151,7 +161,7 @@ class Block(nn.Module):
       ends = np.cumsum(sizes)[:-1].tolist()
       z = dict(zip(names, jnp.split(joined, ends, axis=1)))
     return {
-      m: constrain.batch(after2(y + self._drop(scale2(z[m]), depth_rate)))
+      m: constrain.batch(after2(y + self._drop(scale2(z[m]), depth_rate, masks[m])))
       for m, y in x.items()
     }, aux
 
@@ -164,14 +174,18 @@ class Block(nn.Module):
     scale = self.param(name, nn.initializers.constant(first), (width,))
     return lambda y: y * scale.astype(y.dtype)[None, None]
 
-  def _drop(self, y: Array, rate: float | Array) -> Array:
+  def _drop(self, y: Array, rate: float | Array, mask: Array | Packed | None) -> Array:
     if not self.train:
       return y
     if self.config.dropout:
       y = stochastic.dropout(y, self.config.dropout, self.make_rng("dropout"))
-    if isinstance(rate, jax.Array) or rate:
-      y = stochastic.drop_path(y, rate, self.make_rng("dropout"))
-    return y
+    if not (isinstance(rate, jax.Array) or rate):
+      return y
+    key = self.make_rng("dropout")
+    if not isinstance(mask, Packed):
+      return stochastic.drop_path(y, rate, key)
+    kept = stochastic.drop_path(jnp.ones(y.shape[0], y.dtype), rate, key)
+    return y * mask.of_example(kept)[..., None]
 
 
 def _same(y: Array) -> Array:

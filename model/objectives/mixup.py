@@ -16,7 +16,15 @@ import jax.numpy as jnp
 
 from model.losses import pairs
 from model.objectives import contrastive, parts
-from model.types import Array, Batch, Encoded, ObjectiveOutput, Params, State
+from model.types import (
+  PARTS,
+  Array,
+  Batch,
+  Encoded,
+  ObjectiveOutput,
+  Params,
+  State,
+)
 from model.views import mix
 
 FIRST: tuple[Any, ...] = (("m3co", 1.0, {}),)
@@ -176,9 +184,11 @@ class Objective:
       )
       partner, share = view.draw(own, rows, valid)
       if m in self.inputs:
-        others = {k for o in plain if o != m for k in (o, f"{o}_mask")}
-        seen = {k: v for k, v in batch.items() if k not in others}
-        encoded[_mixed(m)] = encode(view.apply(seen, partner, share))[m]
+        others = {o + part for o in plain if o != m for part in PARTS}
+        shown = {k: v for k, v in batch.items() if k not in others}
+        seen = view.apply(shown, partner, share)
+        parts.check_pack(batch, seen, m)
+        encoded[_mixed(m)] = encode(seen)[m]
       else:  # Their tokens were not mixed.
         encoded[_mixed(m)] = Encoded(view.blend(plain[m].pooled, partner, share))
       says |= dict(zip(view.writes, (partner, share)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from model import catalogue
-from model.types import Array, Batch, Encoded, Params
+from model.types import PARTS, Array, Batch, Encoded, Params
 
 VIEWS = "config.objective.options.views"
 HEADS = "heads"  # their place among an objective's parameters; no loss is called so
@@ -253,6 +253,22 @@ class Heads:
     return out
 
 
+def check_pack(batch: Batch, seen: Batch, modality: str) -> None:
+  """Raises ValueError where a view's mask is not the one that packing was planned for.
+
+  Args:
+    batch: as it was loaded.
+    seen: the view of it.
+    modality: that the view changed.
+  """
+  mask = f"{modality}_mask"
+  if f"{modality}_pack" in seen and seen.get(mask) is not batch.get(mask):
+    raise ValueError(
+      f"a view changes which tokens of {modality!r} are real, after they were planned "
+      f"into rows: set config.model.modalities.{modality}.pack.tokens = 0"
+    )
+
+
 def of_teacher(name: str) -> str:
   """Returns what a teacher's embedding of a view or modality is called in z."""
   return f"{name}{_AT_TEACHER}"
@@ -309,6 +325,7 @@ def _each(
       own = jax.random.fold_in(key, count)
       for i, step in enumerate(v.steps):
         seen = step(seen, jax.random.fold_in(own, i))
+      check_pack(batch, seen, v.modality)
       count += 1
       yield name, v.modality, seen
 
@@ -317,10 +334,10 @@ def _only(batch: Batch, names: Collection[str] | None, *modalities: str) -> Batc
   """Returns of the batch what a tower reads of these modalities."""
   if names is None:
     return batch
-  keep = {*names, *modalities, "valid"}
-  return {k: v for k, v in batch.items() if k.removesuffix("_mask") in keep}
+  keep = {"valid"} | {m + part for m in (*names, *modalities) for part in PARTS}
+  return {k: v for k, v in batch.items() if k in keep}
 
 
 def _without(batch: Batch, modalities: set[str]) -> Batch:
-  hidden = {k for m in modalities for k in (m, f"{m}_mask")}
+  hidden = {m + part for m in modalities for part in PARTS}
   return {k: v for k, v in batch.items() if k not in hidden}

@@ -7,6 +7,7 @@ from model.layers import attention
 from tests.model.layers.filled import filled
 
 B, N, H, D = 2, 5, 2, 4
+SEGMENTS = np.array([[0, 0, 2, 1, 1], [3, 0, 0, 0, 3]], np.int32)
 MASK = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
 
 
@@ -42,6 +43,16 @@ def test_attend_equals_the_formula(causal, masked):
   np.testing.assert_allclose(attend(q, k, v), reference(q, k, v, allowed), atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_tokens_see_their_own_segment(causal):
+  allowed = SEGMENTS[:, :, None] == SEGMENTS[:, None]
+  if causal:
+    allowed &= np.tril(np.ones((N, N), bool))
+  q, k, v = qkv()
+  got = attention.attend(q, k, v, segments=jnp.asarray(SEGMENTS), causal=causal)
+  np.testing.assert_allclose(got, reference(q, k, v, allowed), atol=1e-6)
+
+
 def test_masked_keys_have_no_influence_at_all():
   q, k, v = qkv()
   attend = jax.jit(lambda k, v: attention.attend(q, k, v, jnp.asarray(MASK)))
@@ -65,9 +76,9 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradient(causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_cudnn_gets_even_lengths_where_there_is_a_mask(monkeypatch, causal, masked):
-  lengths = []
+@pytest.mark.parametrize("given", [{}, {"mask": MASK}, {"segments": SEGMENTS}])
+def test_cudnn_gets_even_lengths_where_there_is_a_mask(monkeypatch, causal, given):
+  lengths, odd = [], bool(given)
 
   def cudnn(q, k, v, mask, is_causal, implementation):
     """Refuses what cuDNN refuses while training; else computes the same."""
@@ -77,17 +88,17 @@ def test_cudnn_gets_even_lengths_where_there_is_a_mask(monkeypatch, causal, mask
     return attention._dense(q, k, v, mask, is_causal, "xla")
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-  mask = jnp.asarray(MASK) if masked else None
+  options = dict(causal=causal, **{k: jnp.asarray(x) for k, x in given.items()})
 
   def total(implementation, q, k, v):
-    y = attention.attend(q, k, v, mask, causal=causal, implementation=implementation)
+    y = attention.attend(q, k, v, implementation=implementation, **options)
     return jnp.sum(jnp.sin(y)), y
 
   both = [
     jax.grad(total, argnums=(1, 2, 3), has_aux=True)(name, *qkv())
     for name in ("cudnn", "xla")
   ]
-  assert lengths == [(N + masked, N + masked)]
+  assert lengths == [(N + odd, N + odd)]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both)
 
 
