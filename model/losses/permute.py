@@ -32,6 +32,17 @@ def take(x: Array, index: Array, *, strategy: str = "auto") -> Array:
   return _ring(axes, shards, x, index)
 
 
+def put(g: Array, index: Array, onto: Array) -> Array:
+  """Returns `onto` and, at each index_i, g_i too: the adjoint of `take`, by the ring.
+
+  Args:
+    g: [b, d], rows split over more than one device; has no gradient.
+    index: i32[b], places in 0..b - 1.
+    onto: [b, d], that travels with what is added to it.
+  """
+  return _ring_onto(*reductions.batch_axes(), g, index, onto)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _ring(axes: tuple[str, ...], shards: int, x: Array, index: Array) -> Array:
   def local(block: Array, wanted: Array) -> Array:
@@ -41,9 +52,11 @@ def _ring(axes: tuple[str, ...], shards: int, x: Array, index: Array) -> Array:
       out = jnp.where(here[:, None], block[at], out)
       return (_send(axes, shards, block), out), None
 
-    return _round(shards, hop, (block, jnp.zeros_like(block)))[1]
+    # Every row of `out` is found on the way; what it starts with does not matter, and
+    # zeros would be made long before they are needed.
+    return _round(shards, hop, (block, block))[1]
 
-  return _shard(axes, local)(x, index)
+  return _shard(axes, local, 2)(x, index)
 
 
 def _ring_fwd(axes, shards, x, index):
@@ -51,16 +64,20 @@ def _ring_fwd(axes, shards, x, index):
 
 
 def _ring_bwd(axes, shards, index, g):
-  def local(wanted: Array, g: Array) -> Array:
+  return _ring_onto(axes, shards, g, index, jnp.zeros_like(g)), None
+
+
+def _ring_onto(axes, shards: int, g: Array, index: Array, start: Array) -> Array:
+  def local(wanted: Array, g: Array, block: Array) -> Array:
     def hop(block, k):
       n = block.shape[0]
       at, here = _places(axes, shards, wanted, n, k)
       block = block.at[jnp.where(here, at, n)].add(g, mode="drop")
       return _send(axes, shards, block), None
 
-    return _round(shards, hop, jnp.zeros_like(g))
+    return _round(shards, hop, block)
 
-  return _shard(axes, local)(index, g), None
+  return _shard(axes, local, 3)(index, g, start)
 
 
 _ring.defvjp(_ring_fwd, _ring_bwd)
@@ -80,6 +97,6 @@ def _round(shards: int, hop, carry):
   return lax.scan(hop, carry, jnp.arange(shards, dtype=jnp.int32))[0]
 
 
-def _shard(axes, f):
+def _shard(axes, f, n: int):
   split = P(axes)
-  return jax.shard_map(f, in_specs=(split, split), out_specs=split, check_vma=False)
+  return jax.shard_map(f, in_specs=(split,) * n, out_specs=split, check_vma=False)

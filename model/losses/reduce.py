@@ -78,7 +78,7 @@ def row_logsumexp(
     ValueError: shapes that do not fit, or an unknown strategy.
   """
   marks, op = _logsumexp(exclude, only, fn, both=False)
-  row, col = _sides(a, b, (None, valid), marks)
+  row, col = sides(a, b, (None, valid), marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)[0]
 
 
@@ -111,7 +111,7 @@ def symmetric_logsumexp(
     ValueError: shapes that do not fit, or an unknown strategy.
   """
   marks, op = _logsumexp(exclude, only, fn, both=True)
-  row, col = _sides(a, b, valid, marks)
+  row, col = sides(a, b, valid, marks)
   return _reduce(op, row, col, scale, bias, strategy, tile)
 
 
@@ -147,7 +147,7 @@ def pair_sum(
   Raises:
     ValueError: shapes that do not fit, or an unknown strategy.
   """
-  row, col = _sides(a, b, valid, positive)
+  row, col = sides(a, b, valid, positive)
   if given is not None:
     for side, x in zip((row, col), given):
       if x.ndim != 2 or x.shape[0] != side.valid.shape[0]:
@@ -186,13 +186,13 @@ def row_top_k(
     ValueError: shapes that do not fit, or an unknown strategy.
   """
   a, b = lax.stop_gradient((a, b))
-  row, col = _sides(a, b, (None, valid), exclude or "none")
+  row, col = sides(a, b, (None, valid), exclude or "none")
   op = reductions.TopK(k, exclude=exclude is not None)
   return _reduce(op, row, col, 1.0, 0.0, strategy, tile)[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
   """How the pairs are gone through; `axes` are the mesh axes that split the batch."""
 
   strategy: str
@@ -209,7 +209,7 @@ def _logsumexp(exclude: Exclude, only: Exclude, fn: Fn | None, both: bool):
   return (exclude if only is None else only) or "none", op
 
 
-def _sides(a: Rows, b: Rows, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:
+def sides(a: Rows, b: Rows, valid: Valid, marks: str | tuple) -> tuple[Side, Side]:
   """Checks the public arguments and fills in what was left out."""
   x, y = (v.x if isinstance(v, Set) else v for v in (a, b))
   ndim = 3 if isinstance(a, Set) else 2
@@ -224,17 +224,18 @@ def _sides(a: Rows, b: Rows, valid: Valid, marks: str | tuple) -> tuple[Side, Si
     marks = index
   elif isinstance(marks, str):
     raise ValueError(f"{marks!r} must be 'diagonal' or (i32[b], i32[b2])")
-  sides = []
+  both = []
   for side, m, i, v in zip((a, b), marks, index, valid):
     for name, given in (("valid", v), ("marks", m)):
       if given is not None and given.shape != i.shape:
         raise ValueError(f"{name} must be [{i.shape[0]}]; got {given.shape}")
     v = jnp.ones(i.shape, bool) if v is None else v.astype(bool)
-    sides.append(Side(side, m, i, v))
-  return sides[0], sides[1]
+    both.append(Side(side, m, i, v))
+  return both[0], both[1]
 
 
-def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
+def plan_of(strategy: str, tile: int | None, row: Side, col: Side) -> Plan:
+  """Returns how pairs of these sides are gone through; "auto" is decided here."""
   if strategy not in STRATEGIES:
     raise ValueError(f"strategy = {strategy!r} must be one of {STRATEGIES}")
   if tile is not None and tile < 1:
@@ -250,13 +251,13 @@ def _plan(strategy: str, tile: int | None, row: Side, col: Side) -> _Plan:
     else:
       gathered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(col.x))
       strategy = "ring" if gathered > GATHER_BYTES else "tiled"
-  return _Plan(strategy, axes, shards, tile)
+  return Plan(strategy, axes, shards, tile)
 
 
 def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | None):
   """Returns op's (row output, column output or None) by the strategy asked for."""
   sets.check_scale(row.x, scale)
-  plan = _plan(strategy, tile, row, col)
+  plan = plan_of(strategy, tile, row, col)
   scale, bias = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
   if plan.strategy == "dense" and not isinstance(op, reductions.TopK):
     return op.dense(reductions.scores(row, col, scale, bias), row, col)
@@ -265,7 +266,7 @@ def _reduce(op, row: Side, col: Side, scale, bias, strategy: str, tile: int | No
   n, n2 = row.valid.shape[0], col.valid.shape[0]
   row, col = _padded(row, plan.shards), _padded(col, plan.shards)
   if isinstance(op, reductions.TopK):
-    out, cols = _finish(op, *_carries(op, plan, row, col, scale, bias))
+    out, cols = _finish(op, *carries(op, plan, row, col, scale, bias))
   else:
     out, cols = _tiles(op, plan, row, col, scale, bias)
   return jax.tree.map(lambda x: x[:n], out), None if cols is None else cols[:n2]
@@ -279,7 +280,7 @@ def _padded(side: Side, shards: int) -> Side:
   return jax.tree.map(lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), side)
 
 
-def _shard(plan: _Plan, f: Callable, n_split: int, outs: Any) -> Callable:
+def shard(plan: Plan, f: Callable, n_split: int, outs: Any) -> Callable:
   """Maps f over the devices: n_split arguments by rows, then scale and bias."""
   if plan.shards == 1:
     return f
@@ -288,10 +289,11 @@ def _shard(plan: _Plan, f: Callable, n_split: int, outs: Any) -> Callable:
   return jax.shard_map(f, in_specs=specs, out_specs=outs, check_vma=False)
 
 
-def _carries(op, plan: _Plan, row: Side, col: Side, scale, bias):
+def carries(op, plan: Plan, row: Side, col: Side, scale, bias):
+  """Returns op's carries of all rows, and of all columns if it is `both`."""
   split = P(plan.axes)
   local = functools.partial(_forward, op, plan)
-  return _shard(plan, local, 2, (split, split))(row, col, scale, bias)
+  return shard(plan, local, 2, (split, split))(row, col, scale, bias)
 
 
 def _finish(op, rows: Any, cols: Any) -> tuple[Any, Any]:
@@ -299,21 +301,21 @@ def _finish(op, rows: Any, cols: Any) -> tuple[Any, Any]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tiles(op, plan: _Plan, row: Side, col: Side, scale, bias):
-  return _finish(op, *_carries(op, plan, row, col, scale, bias))
+def _tiles(op, plan: Plan, row: Side, col: Side, scale, bias):
+  return _finish(op, *carries(op, plan, row, col, scale, bias))
 
 
-def _tiles_fwd(op, plan: _Plan, row: Side, col: Side, scale, bias):
-  rows, cols = _carries(op, plan, row, col, scale, bias)
+def _tiles_fwd(op, plan: Plan, row: Side, col: Side, scale, bias):
+  rows, cols = carries(op, plan, row, col, scale, bias)
   return _finish(op, rows, cols), (row, col, rows, cols, scale, bias)
 
 
-def _tiles_bwd(op, plan: _Plan, residuals, g):
+def _tiles_bwd(op, plan: Plan, residuals, g):
   row, col, rows, cols, scale, bias = residuals
   rows, cols = (rows, g[0]), (cols, g[1]) if op.both else None
   split = P(plan.axes)
   local = functools.partial(_backward, op, plan)
-  call = _shard(plan, local, 4, (split, split, P(), P()))
+  call = shard(plan, local, 4, (split, split, P(), P()))
   da, db, dscale, dbias = call(row, col, rows, cols, scale, bias)
   # None: marks, places and masks have no gradient.
   da, db = (Side(x, None, None, None) for x in (da, db))  # type: ignore[arg-type]
@@ -323,7 +325,7 @@ def _tiles_bwd(op, plan: _Plan, residuals, g):
 _tiles.defvjp(_tiles_fwd, _tiles_bwd)
 
 
-def _forward(op, plan: _Plan, row: Side, col: Side, scale, bias):
+def _forward(op, plan: Plan, row: Side, col: Side, scale, bias):
   """One device's part: its rows against all columns."""
   n = col.valid.shape[0]
   rows = op.start(row.valid.shape[0])
@@ -339,16 +341,16 @@ def _forward(op, plan: _Plan, row: Side, col: Side, scale, bias):
     def hop(carry, _):
       rows, col, cols = carry
       # Sent before it is used, so that the transfer can hide behind the matmul.
-      following = _send(plan, col)
+      following = send(plan, col)
       rows, cols = reductions.forward(op, row, col, scale, bias, plan.tile, rows, cols)
-      return (rows, following, _send(plan, cols)), None
+      return (rows, following, send(plan, cols)), None
 
     start = (rows, col, op.start(n) if op.both else None)
     (rows, _, cols), _ = lax.scan(hop, start, length=plan.shards)
   return rows, cols
 
 
-def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
+def _backward(op, plan: Plan, row: Side, col: Side, rows, cols, scale, bias):
   """One device's part of the gradient by row.x, col.x, scale and bias."""
   ringing = plan.strategy == "ring" and plan.shards > 1
   back = functools.partial(
@@ -362,11 +364,11 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
 
     def hop(carry, _):
       da, db, dbias, col, cols = carry
-      following = _send(plan, (col, cols))
+      following = send(plan, (col, cols))
       more_a, more_b, more_bias = back(col, cols=cols)
       da, db = jax.tree.map(jnp.add, (da, db), (more_a, more_b))
       # The gradient travels with its columns and is home after the last hop.
-      return (da, _send(plan, db), dbias + more_bias, *following), None
+      return (da, send(plan, db), dbias + more_bias, *following), None
 
     start = (*reductions.zeros((row.x, col.x, jnp.float32(0))), col, cols)
     (da, db, dbias, *_), _ = lax.scan(hop, start, length=plan.shards)
@@ -381,12 +383,13 @@ def _backward(op, plan: _Plan, row: Side, col: Side, rows, cols, scale, bias):
   return da, db, dscale, dbias
 
 
-def _gather(plan: _Plan, tree: Any) -> Any:
+def _gather(plan: Plan, tree: Any) -> Any:
   if plan.shards == 1:
     return tree
   return jax.tree.map(lambda x: reductions.gather(x, plan.axes), tree)
 
 
-def _send(plan: _Plan, tree: Any) -> Any:
+def send(plan: Plan, tree: Any) -> Any:
+  """Sends arrays to the next device of the ring, inside of `shard`."""
   ring = [(i, (i + 1) % plan.shards) for i in range(plan.shards)]
   return jax.tree.map(lambda x: lax.ppermute(x, plan.axes, ring), tree)

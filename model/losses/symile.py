@@ -19,7 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from model.losses import pairs as pairing
-from model.losses import permute, reduce
+from model.losses import reduce, tuples
 from model.losses import scale as scaling
 from model.types import Array, Batch, Metrics, Params
 
@@ -76,34 +76,34 @@ class Loss:
     """
     scale = scaling.inverse(params, 1 / self.scale, self.max_scale)
     valid = pairing.valid_rows(batch, z[self.modalities[0]].shape[0], *self.modalities)
-    product = functools.reduce(
-      operator.mul, (z[m].astype(jnp.float32) for m in self.modalities)
-    )
-    positive = jnp.sum(product, axis=-1)
     metrics = {"symile/scale": scale}
+    own = [z[m] for m in self.modalities]
+    if self.tuples == "some":
+      partners = tuples.partners_of(len(own) - 2, batch, valid)
+      how = self.strategy, self.tile
+      far, positive = tuples.contrast(own, partners, valid, scale, *how)
+      totals = [pairing.log_total(x, scale * positive) for x in far]
+    else:
+      product = functools.reduce(operator.mul, (x.astype(jnp.float32) for x in own))
+      positive = jnp.sum(product, axis=-1)
+      totals = [
+        self._all(x, others[0], others[1:], scale, valid)
+        for i, x in enumerate(own)
+        for others in [own[:i] + own[i + 1 :]]
+      ]
     terms = []
-    for anchor in self.modalities:
-      others = [z[m] for m in self.modalities if m != anchor]
-      if self.tuples == "all":
-        total = self._all(z[anchor], others[0], others[1:], scale, valid)
-      else:
-        columns = shuffled(others, batch, valid, self.strategy)
-        far = self._lse(z[anchor], columns, scale, valid, exclude="diagonal")
-        total = pairing.log_total(far, scale * positive)
+    for anchor, total in zip(self.modalities, totals):
       term = pairing.masked_mean(total - scale * positive, valid)
       metrics[f"symile/{anchor}"] = term
       terms.append(term)
     metrics["symile/positive"] = pairing.masked_mean(positive, valid)
     return jnp.mean(jnp.stack(terms)), metrics
 
-  def _lse(self, x, y, scale, valid, exclude=None) -> Array:
-    how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
-    return reduce.row_logsumexp(x, y, scale, valid=valid, exclude=exclude, **how)
-
   def _all(self, x, y, rest, scale, valid) -> Array:
     """Returns f32[b]: logsumexp over y_j and every combination of rows of `rest`."""
     if not rest:
-      return self._lse(x, y, scale, valid)
+      how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
+      return reduce.row_logsumexp(x, y, scale, valid=valid, **how)
 
     # Without the checkpoint each step would keep its [b, d] for the backward pass.
     @jax.checkpoint
@@ -114,30 +114,3 @@ class Loss:
 
     start = jnp.full(x.shape[0], -jnp.inf, jnp.float32)
     return lax.scan(step, start, (rest[0], valid))[0]
-
-
-def shuffled(
-  others: list[Array], batch: Batch, valid: Array, strategy: str = "auto"
-) -> Array:
-  """Returns [b, d]: products of one row of each array, no two of them the same row.
-
-  The k-th array is moved by k places along the order of hashed ids, over the valid
-  rows only; with fewer rows than arrays some rows do meet.
-  """
-  if len(others) == 1:
-    return others[0]
-  order = jnp.lexsort((hashed(pairing.ids(batch)), ~valid))
-  place = jnp.argsort(order)
-  count = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1)
-  product = others[0]
-  for k, x in enumerate(others[1:], 1):
-    product = product * permute.take(x, order[(place + k) % count], strategy=strategy)
-  return product
-
-
-def hashed(ids: Array) -> Array:
-  """Returns u32[b]: well mixed, different for different ids (the finish of murmur3)."""
-  h = ids.astype(jnp.uint32) + jnp.uint32(0x9E3779B9)
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-    h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
-  return h ^ (h >> jnp.uint32(16))

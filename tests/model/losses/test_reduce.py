@@ -340,13 +340,13 @@ def test_columns_are_gathered_and_their_gradients_scattered_axis_by_axis():
 
 
 def test_auto_chooses_by_size(monkeypatch):
-  row = reduce._sides(*make(), None, "none")[0]
-  assert reduce._plan("auto", None, row, row).strategy == "dense"
-  assert reduce._plan("auto", 8, row, row).strategy == "tiled"
+  row = reduce.sides(*make(), None, "none")[0]
+  assert reduce.plan_of("auto", None, row, row).strategy == "dense"
+  assert reduce.plan_of("auto", 8, row, row).strategy == "tiled"
   with jax.set_mesh(mesh_of((2, 2, 2, 1))):
-    assert reduce._plan("auto", None, row, row).strategy == "tiled"
+    assert reduce.plan_of("auto", None, row, row).strategy == "tiled"
     monkeypatch.setattr(reduce, "GATHER_BYTES", 1)
-    assert reduce._plan("auto", None, row, row).strategy == "ring"
+    assert reduce.plan_of("auto", None, row, row).strategy == "ring"
 
 
 def test_errors_say_what_was_got():
