@@ -39,10 +39,11 @@ def test_runs_of_two_recipes_are_refused(tmp_path, capsys):
   assert "collect: runs of different recipes" in capsys.readouterr().err
 
 
-def test_the_readme_shows_what_the_committed_results_say():
-  text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/convert.md"])
+def test_a_page_shows_what_the_committed_results_say(page):
+  text = (ROOT / page).read_text()
   blocks = re.findall(r"<!-- results: (.*?) -->\n(.*?)\n<!-- end -->", text, re.S)
-  assert blocks, "the README has no results table"
+  assert blocks, "the page has no results table"
   for names, shown in blocks:
     files = [ROOT / name for name in names.split()]
     assert shown == collect.table([json.loads(f.read_text()) for f in files])
