@@ -178,8 +178,6 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
   metrics are averaged over the chunks.
   """
   modalities = [m.name for m in towers.modalities]
-  # Examples that are packed together stay together.
-  block = math.lcm(*(m.pack.group for m in towers.modalities if m.pack))
 
   def apply(params, batch: Batch, key: Array):
     keys = jax.random.split(key, len(RNG_STREAMS))
@@ -188,6 +186,8 @@ def make_encoder(towers, *, train: bool, microbatches: int = 1):
 
   if microbatches == 1:
     return apply
+  # Examples that are packed together stay together.
+  block = math.lcm(*(m.pack.group for m in towers.modalities if m.pack))
 
   def run(params, batch: Batch, key: Array):
     used = {k: v for k, v in batch.items() if _is_input(k, modalities)}
@@ -217,10 +217,8 @@ def eval_encode(towers, objective=None):
     objective: whose heads are on top, where they make the embedding.
   """
 
-  plans = {f"{m.name}_pack" for m in towers.modalities}
-
   def encode(params, batch: Batch) -> tuple[dict[str, Encoded], Metrics]:
-    batch = {k: v for k, v in batch.items() if k not in plans}
+    batch = {k: v for k, v in batch.items() if not k.endswith("_pack")}
     (encoded, aux), sown = towers.apply(
       {"params": params["towers"]}, batch, train=False, mutable=["intermediates"]
     )
