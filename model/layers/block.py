@@ -132,15 +132,9 @@ class Block(nn.Module):
     before1, after1 = (_same, norm1) if c.norm_after else (norm1, _same)
     before2, after2 = (_same, norm2) if c.norm_after else (norm2, _same)
     scale1, scale2 = self._scale("scale1", x), self._scale("scale2", x)
-
-    def attended(m: str, y: Array) -> Array:
-      mask = masks[m]
-      if not isinstance(mask, Packed):
-        return attention(before1(y), mask)
-      return mask.part(attention(mask.join(before1(y)), segments=mask.segments()))
-
+    z = {m: _attend(attention, before1(y), masks[m]) for m, y in x.items()}
     x = {
-      m: after1(y + self._drop(scale1(attended(m, y)), depth_rate, masks[m]))
+      m: after1(y + self._drop(scale1(z[m]), depth_rate, masks[m]))
       for m, y in x.items()
     }
     z = {m: before2(y) for m, y in x.items()}
@@ -186,6 +180,12 @@ class Block(nn.Module):
       return stochastic.drop_path(y, rate, key)
     kept = stochastic.drop_path(jnp.ones(y.shape[0], y.dtype), rate, key)
     return y * mask.of_example(kept)[..., None]
+
+
+def _attend(attention: nn.Module, x: Array, mask: Array | Packed | None) -> Array:
+  if isinstance(mask, Packed):
+    return mask.part(attention(mask.join(x), segments=mask.segments()))
+  return attention(x, mask)
 
 
 def _same(y: Array) -> Array:
