@@ -23,13 +23,13 @@ def look_up(table: Array, ids: Array) -> Array:
     ids: int[b, ...].
 
   Returns:
-    [b, ..., w] in the table's dtype.
+    [b, ..., w] in the table's dtype; what a row's gradient sums up is summed in f32.
   """
   mesh = jax.sharding.get_abstract_mesh()
   size = {} if mesh.manual_axes else dict(mesh.shape)
   fsdp, tensor = size.get("fsdp", 1), size.get("tensor", 1)
   if fsdp == 1:
-    return jnp.take(table, ids, axis=0)
+    return _rows(table, ids)
   axes = tuple(a for a in BATCH_AXES if size.get(a, 1) > 1)
   parts = math.prod(size[a] for a in axes)
   if tensor > 1 or len(table) % fsdp or len(ids) % parts:
@@ -37,12 +37,32 @@ def look_up(table: Array, ids: Array) -> Array:
     # sum over fsdp what it found. Over tensor the table stays split.
     split = P("tensor" if len(table) % tensor == 0 else None)
     table = jax.lax.with_sharding_constraint(table, split)
-    return jnp.take(table, ids, axis=0)
+    return _rows(table, ids)
 
   def local(part: Array, ids: Array) -> Array:
-    return jnp.take(jax.lax.all_gather(part, "fsdp", tiled=True), ids, axis=0)
+    return _rows(jax.lax.all_gather(part, "fsdp", tiled=True), ids)
 
   # Unchecked: else the sum over the other axes would come before the scatter.
   return jax.shard_map(
     local, in_specs=(P("fsdp"), P(axes)), out_specs=P(axes), check_vma=False
   )(table, ids)
+
+
+@jax.custom_vjp
+def _rows(table: Array, ids: Array) -> Array:
+  return jnp.take(table, ids, axis=0)
+
+
+def _forward(table, ids):
+  return _rows(table, ids), (table, ids)
+
+
+def _backward(kept, d):
+  """Adds in f32: in bf16 frequent ids lose what is small, and GPUs add slowly."""
+  table, ids = kept
+  zeros = jnp.zeros(table.shape, jnp.float32)
+  total = zeros.at[ids].add(d.astype(jnp.float32), mode="drop")
+  return total.astype(table.dtype), None
+
+
+_rows.defvjp(_forward, _backward)

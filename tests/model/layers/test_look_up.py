@@ -71,3 +71,15 @@ def test_the_gradient_is_scattered_over_fsdp_then_summed_over_the_rest(compiled)
 def test_elsewhere_it_is_left_to_the_compiler(axes, rows, batch):
   text = lowered(meshes.make(axes), *arrays(rows, batch)).as_text()
   assert "all_gather" not in text and "stablehlo.gather" in text
+
+
+def test_a_frequent_row_gets_its_whole_gradient_in_bf16_too():
+  table = jnp.zeros((4, 2), jnp.bfloat16)
+  ids = jnp.zeros((1, 1024), jnp.int32).at[0, 0].set(3)
+
+  def total(table):
+    return jnp.sum(look_up(table, ids).astype(jnp.float32))
+
+  got = np.asarray(jax.jit(jax.grad(total))(table).astype(jnp.float32))
+  # One by one in bf16 the sum would stay at 256.
+  np.testing.assert_array_equal(got[:, 0], [1024, 0, 0, 1])
