@@ -72,6 +72,10 @@ class Step:
     self._state, self.metrics = self._step(self._state, self._batch)
     return lambda: jax.block_until_ready((self._state, self.metrics))
 
+  def text(self) -> str:
+    """Returns the compiled program."""
+    return self._step.as_text() or ""
+
   def _facts(self, config: ConfigDict, seconds: float) -> dict[str, Any]:
     model = config.model
     useful = count.flops_per_example(model)

@@ -31,6 +31,15 @@ SHAPES: dict[str, dict[str, Any]] = {
   ),
 }
 COMMON = dict(image=224, patch=16, vocab=49_408, length=77)
+# Large pages for the large buffers of both, as `make demo` has them; and buffers stay
+# with a side that waits. Given back, they come again with small pages where the other
+# left no large ones, and that step takes a quarter longer (docs/performance.md).
+MALLOC = ":".join(
+  f"glibc.malloc.{key}={value}"
+  for key, value in dict(
+    hugetlb=1, mmap_max=0, arena_max=1, trim_threshold=16 * 2**30
+  ).items()
+)
 OURS, PEER = "ours", "open_clip"
 # By platform: what to run unless told otherwise. `steps` is one turn.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -105,8 +114,7 @@ def main(argv: list[str] | None = None) -> None:
   args = arguments(argv)
   # A GPU is shared by the two processes: neither may take all of its memory at once.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  # As `make demo`: large pages for the large buffers of both. The workers inherit it.
-  os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+  os.environ.setdefault("GLIBC_TUNABLES", MALLOC)  # the workers inherit it
   names = [args.only] if args.only else [OURS, PEER]
   if PEER in names and importlib.util.find_spec("open_clip") is None:
     print("open_clip is not installed (requirements-bench.txt): timing only ours")

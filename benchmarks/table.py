@@ -33,15 +33,20 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     where = f"{cores} core{'s' * (cores > 1)}" if cores else r.get("device")
     where = where or report["device"]
     settings = report["settings"]
+    size = settings["size"]
+    for change in settings.get("overrides", ()):
+      key, _, value = change.partition("=")
+      if key == "model.trunk.depth":
+        size = f"{size} of {value} blocks"
     found.append(
       [
-        f"{name}, {settings['size']}, batch {settings['batch']}, {where}",
-        f"{r[kind]['median']:.3f}",
-        f"{r[kind]['q1']:.3f} to {r[kind]['q3']:.3f}",
-        f"{r['seconds']['median']:.3f}",
+        f"{name}, {size}, batch {settings['batch']}, {where}",
+        f"{r[kind]['median']:.4g}",
+        f"{r[kind]['q1']:.4g} to {r[kind]['q3']:.4g}",
+        f"{r['seconds']['median']:.4g}",
         f"{over[kind]['median']:.2f}" if over else "",
         f"{over[kind]['q1']:.2f} to {over[kind]['q3']:.2f}" if over else "",
-        f"{r['achieved_tflops']:.3f}",
+        f"{r['achieved_tflops']:.3g}",
         f"{r['share_of_matmul']:.0%}",
       ]
     )

@@ -73,7 +73,8 @@ def trunk() -> ConfigDict:
   )
   c.activation = "gelu_tanh"  # of MLPs and experts: "gelu_tanh" | "gelu" | "quick_gelu"
   c.causal = False  # attention looks only backwards (text towers as in CLIP)
-  c.attention = "xla"  # jax.nn.dot_product_attention's: "xla" | "cudnn"
+  # "xla" | "cudnn", which says that this is a GPU: see docs/performance.md.
+  c.attention = "xla"
   return c
 
 
@@ -143,7 +144,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
   )
   c.model.scan = False  # scan over layers: compiles faster, runs slower on CPU
-  c.model.remat = "none"  # "none" | "dots" | "full": what the backward pass recomputes
+  # What the backward pass recomputes: "none" | "activations" | "dots" | "full".
+  c.model.remat = "none"
   c.model.dtype = "float32"  # of matmuls and activations; "bfloat16" on accelerators
 
   c.objective = ConfigDict()

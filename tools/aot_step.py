@@ -165,7 +165,7 @@ def flops(config: Any, evaluate: bool = False) -> dict[str, float]:
   dense = sum(count.flops_per_example(twin.model, train=train).values()) * b
   if evaluate:
     return {"model": useful, "executed": slots, "dense": dense}
-  again = {"none": 0.0, "full": slots, "dots": _activations(model, b)}[model.remat]
+  again = {"full": slots, "dots": _activations(model, b)}.get(model.remat, 0.0)
   again += slots if config.microbatches > 1 else 0
   return {"model": 3 * useful, "executed": 3 * slots + again, "dense": 3 * dense}
 

@@ -109,15 +109,16 @@ def step_flops(compiled: Any, config: Any) -> float | None:
   """Returns the FLOPs of one step on all devices, to be passed to `lap`.
 
   The compiler's own count, unless the program holds a loop (whose body the compiler
-  counts once) or recomputes activations (which is no use of the model): then the count
-  of `model_flops`.
+  counts once), recomputes activations (which is no use of the model) or runs on a GPU
+  (whose products are calls of a library, which it does not count): then the count of
+  `model_flops`.
 
   Args:
     compiled: `jax.jit(step).lower(...).compile()`.
     config: the whole recipe.
   """
   looped = config.model.scan or config.microbatches > 1
-  if looped or config.model.remat != "none":
+  if looped or config.model.remat != "none" or jax.default_backend() == "gpu":
     return model_flops(config)
   try:
     cost = compiled.cost_analysis()

@@ -21,6 +21,16 @@ from training import optimizer
 from training import state as state_lib
 from training import step as step_lib
 
+# What the compiler is told of the train step, by platform (docs/performance.md). cuBLAS
+# multiplies: it adds a bias and applies an activation in passing. Products that share
+# weights, as modalities do, stay apart: their tokens would be copied side by side.
+COMPILER: dict[str, dict[str, bool | int]] = {
+  "gpu": {
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_gpu_dot_merger_threshold_mb": 0,
+  }
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -108,7 +118,12 @@ class Setup:
     step = step_lib.make_train_step(
       self.config, self.towers, self.objective, self.tx, self.lr
     )
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+      step,
+      donate_argnums=0,
+      out_shardings=(shardings, None),
+      compiler_options=COMPILER.get(self.mesh.devices.flat[0].platform),
+    )
 
   def put(self, batch) -> Batch:
     """Returns this process's rows as global arrays, without keys that nobody reads."""

@@ -269,9 +269,10 @@ CHOICE = {
     "five more were added, the rules as they were, and all eight seeds run anew",
     "all eight seeds were run twice: first before pictures were resampled by another "
     "library, which changes them by about one level. That run left all three gains in "
-    "R@10 inconclusive: over dense .008 [-.001, .017], over classic .005 [-.004, .014], "
-    "by priority .007 [-.008, .021]; its other verdicts were those of today's. So the "
-    "gains that hold here do so narrowly, and the size of the last two is uncertain",
+    "R@10 inconclusive: over dense .008 [-.001, .017], over classic .005 [-.004, "
+    ".014], by priority .007 [-.008, .021]; its other verdicts were those of today's. "
+    "So the gains that hold here do so narrowly, and the size of the last two is "
+    "uncertain",
   ],
 }
 

@@ -9,7 +9,10 @@ from benchmarks import device, turns
 from configs import base
 
 # By platform. cuDNN's attention keeps no [n, n] matrices for the backward pass.
-OVERRIDES = {"cpu": (), "gpu": ("model.trunk.attention=cudnn",)}
+OVERRIDES = {
+  "cpu": (),
+  "gpu": ("model.trunk.attention=cudnn", "model.remat=activations"),
+}
 
 
 def config_of(settings: dict[str, Any]) -> ConfigDict:

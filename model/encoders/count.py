@@ -11,6 +11,7 @@ from model import catalogue
 from model.encoders import config as configs
 from model.encoders import towers
 from model.encoders.config import Modality
+from model.layers.pool import ONE
 from model.moe.config import ROUTERS, MoeConfig
 from model.moe.router import Gate
 
@@ -78,7 +79,8 @@ def flops_per_example(
   A multiplication with its addition is 2. A training step costs 3 times as much, plus
   what is recomputed. Padding counts; norms, softmax and look-ups do not; a causal mask
   saves nothing. Of a modality with `pack`, training counts the slots that it packs
-  into, and attention over its bins.
+  into, and attention over its bins. Where one token is pooled, the last block counts as
+  what it does for that one (see `model.encoders.trunk`).
 
   Args:
     model: `config.model`.
@@ -98,7 +100,24 @@ def flops_per_example(
       example = together if model["shared_trunk"] else own
       mlps = _router(moe).mlps(moe, own, example, factor if capacity else None)
     flops[m.name] = _forward(m, moe, model["embed_dim"], mlps, train)
+    if _reads_one(m, moe, model["scan"], train):
+      flops[m.name] -= _block(m, *_in_trunk(m, train)) - _block(m, 1, m.tokens)
+      flops[m.name] -= 4 * m.trunk.width**2 - 4 * m.tokens * m.trunk.width**2
   return flops
+
+
+def _reads_one(m: Modality, moe: MoeConfig | None, scan: bool, train: bool) -> bool:
+  """Says whether the last block computes one token, if no other is asked for."""
+  c = m.trunk
+  noise = train and (c.dropout or c.drop_path or m.pack)
+  last = moe is not None and c.depth - 1 in moe.blocks(c.depth)
+  return m.pool in ONE and not (scan or noise or last)
+
+
+def _block(m: Modality, n: int, keys: int) -> float:
+  """Returns the FLOPs of a dense block for n tokens that each look at `keys`."""
+  w = m.trunk.width
+  return 4.0 * n * keys * w + 8 * n * w**2 + 4 * n * w * m.trunk.mlp
 
 
 def attention_flops(m: Modality, train: bool = True) -> float:
@@ -123,7 +142,7 @@ def _forward(
 ) -> float:
   n, w, hidden = _in_trunk(m, train)[0], m.trunk.width, m.trunk.mlp
   dense_mlp = 4 * n * w * hidden
-  flops = attention_flops(m, train) + m.trunk.depth * (8 * n * w**2 + dense_mlp)
+  flops = m.trunk.depth * _block(m, *_in_trunk(m, train))
   if moe:
     router = 2 * n * w * moe.experts * _router(moe).matmuls(moe)
     flops += len(moe.blocks(m.trunk.depth)) * (router + (mlps - 1) * dense_mlp)

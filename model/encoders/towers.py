@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from model import catalogue
 from model.encoders import config as configs
+from model.encoders import places
 from model.encoders import trunk as trunk_lib
 from model.encoders.config import Modality
-from model.layers import constrain, packing, stem, wide
+from model.layers import constrain, stem, wide
 from model.layers.block import Masks, Streams
 from model.layers.norm import Norm
 from model.layers.packing import Packed
@@ -77,7 +78,7 @@ class Towers(nn.Module):
     shared: one trunk for all modalities, or one each.
     moe: options of the sparse layers; None: dense.
     scan: scan over layers.
-    remat: "none" | "dots" | "full".
+    remat: "none" | "activations" | "dots" | "full".
     dtype: of matmuls and activations; parameters, norms and `pooled` are f32.
 
   Parameters: stem_<m>, norm_<m>, trunk (or trunk_<m>), pool_<m>, project_<m>/kernel
@@ -132,28 +133,40 @@ class Towers(nn.Module):
       if m.ngrams:
         raw, _ = _ids_and_ngrams(raw, m)
       tokens, mask = self._stem(m)(raw, given, train)
-      tokens, masks[m.name] = pools[m.name].prepend(tokens, mask)
+      tokens, masks[m.name] = pools[m.name].prepend(self._laid(m, tokens), mask)
+      tokens = self._laid(m, tokens)
       if m.stem_norm:  # over the token of "cls" too, as in CLIP
-        norm = Norm(m.trunk.norm, self.dtype, m.trunk.epsilon, name=f"norm_{m.name}")
+        t = m.trunk
+        norm = Norm(t.norm, self.dtype, t.epsilon, t.on_gpu, name=f"norm_{m.name}")
         tokens = norm(tokens)
       x[m.name] = constrain.batch(tokens)
-    packed, filled = _packed(present, batch, masks)
-    for name, places in packed.items():
-      x[name] = constrain.batch(places.enter(x[name]))
-    y, aux = self._trunks(present, x, {**masks, **packed}, batch.get("valid"), train)
+    packed, filled = places.packed(present, batch, masks)
+    if train:
+      packed |= places.aligned([m for m in present if m.name not in packed], x, masks)
+    for name, layout in packed.items():
+      x[name] = constrain.batch(layout.enter(x[name]))
+    at = places.read(pools, x, masks, packed)
+    y, read, aux = self._trunks(
+      present, x, {**masks, **packed}, batch.get("valid"), train, at
+    )
     aux |= filled
-    for name, places in packed.items():
-      y[name] = constrain.batch(places.leave(y[name]))
+    for name, layout in packed.items():
+      y[name] = constrain.batch(layout.leave(y[name]))
     encoded = {}
     for m in present:
       tokens, mask = y[m.name], masks[m.name]
-      pooled = pools[m.name](tokens, mask)
+      pool = pools[m.name]
+      one = read.get(m.name)
+      pooled = pool(tokens, mask) if one is None else pool.read(one, mask)
       if m.project:
         pooled = self._project(m, pooled)
       if m.wide:
         pooled = pooled + self._wide(m, batch, train)
-      encoded[m.name] = Encoded(pooled, tokens, _whole(mask, tokens))
+      encoded[m.name] = Encoded(pooled, tokens, places.whole(mask, tokens))
     return encoded, aux
+
+  def _laid(self, m: Modality, tokens: Array) -> Array:
+    return constrain.in_order(tokens) if m.trunk.on_gpu else tokens
 
   def _stem(self, m: Modality) -> nn.Module:
     make: Callable[..., nn.Module]
@@ -241,8 +254,9 @@ class Towers(nn.Module):
     masks: Masks,
     valid: Array | None,
     train: bool,
-  ) -> tuple[dict[str, Array], Metrics]:
-    """Returns modality -> [b, n, w], and aux."""
+    at: Mapping[str, int | Array],
+  ) -> tuple[dict[str, Array], dict[str, Array], Metrics]:
+    """Returns modality -> [b, n, w]; of some [b, 1, w], see `Trunk`; and aux."""
     init = self.is_initializing()
     trunk_of = functools.partial(
       trunk_lib.Trunk if init else trunk_lib.casting(self.dtype),
@@ -256,31 +270,36 @@ class Towers(nn.Module):
         sizes = {m: y.shape[0] for m, y in x.items()}
         raise ValueError(f"modalities of one batch differ in their examples: {sizes}")
       trunk = trunk_of(present[0].trunk, name="trunk")
-      shared, reports = trunk(x, masks, self._routed(x, masks, valid), train)
-      return dict(shared), _collect([reports])
+      routed = self._routed(x, masks, valid)
+      shared, one, reports = trunk(x, masks, routed, train, at)
+      return dict(shared), dict(one), _collect([reports])
     done: dict[str, Array] = {}
+    read: dict[str, Array] = {}
     all_reports: list[dict[int, Metrics]] = []
     for m in present:
       one, mask = {m.name: x[m.name]}, {m.name: masks[m.name]}
       trunk = trunk_of(m.trunk, name=f"trunk_{m.name}")
-      own, reports = trunk(one, mask, self._routed(one, mask, valid), train)
+      place = {m.name: at[m.name]} if m.name in at else {}
+      routed = self._routed(one, mask, valid)
+      own, token, reports = trunk(one, mask, routed, train, place)
       done |= own
+      read |= token
       all_reports.append(
         {i: {_of(k, m.name): v for k, v in r.items()} for i, r in reports.items()}
       )
-    return done, _collect(all_reports)
+    return done, read, _collect(all_reports)
 
   def _routed(self, x: Streams, masks: Masks, valid: Array | None) -> Array | None:
     """Returns bool[b, sum of n]: real tokens of valid examples; None if dense."""
     if self.moe is None:
       return None
     names = sorted(x)
-    routed = jnp.concatenate([_whole(masks[m], x[m]) for m in names], axis=1)
+    routed = jnp.concatenate([places.whole(masks[m], x[m]) for m in names], axis=1)
     if valid is None:
       return routed
     owners = valid[:, None]
     if any(isinstance(masks[m], Packed) for m in names):
-      of_each = [_of_example(masks[m], x[m], valid) for m in names]
+      of_each = [places.of_example(masks[m], x[m], valid) for m in names]
       owners = jnp.concatenate(of_each, axis=1)
     return routed & owners
 
@@ -302,33 +321,6 @@ def _ids_and_ngrams(x: Array, m: Modality) -> tuple[Array, Array]:
     )
   n = x.shape[1] - m.ngrams
   return x[:, :n], x[:, n:]
-
-
-def _packed(
-  present: list[Modality], batch: Batch, masks: Mapping[str, Array | None]
-) -> tuple[dict[str, Packed], Metrics]:
-  """Returns the places of the modalities that the batch has a plan of, and metrics."""
-  packed: dict[str, Packed] = {}
-  aux: Metrics = {}
-  for m in present:
-    plan = batch.get(f"{m.name}_pack")
-    if m.pack and plan is not None:
-      packed[m.name] = packing.layout(m.pack, plan, masks[m.name], m.name)
-      aux |= packing.metrics(m.name, plan, packed[m.name])
-  return packed, aux
-
-
-def _whole(mask: Array | Packed | None, x: Array) -> Array:
-  if isinstance(mask, Packed):
-    return mask.real
-  return jnp.ones(x.shape[:2], bool) if mask is None else mask
-
-
-def _of_example(mask: Array | Packed | None, x: Array, values: Array) -> Array:
-  """Returns [b, n]: to each token of x [b, n, w] its example's of values [b]."""
-  if isinstance(mask, Packed):
-    return mask.of_example(values)
-  return jnp.broadcast_to(values[:, None], x.shape[:2])
 
 
 def _of(name: str, modality: str) -> str:

@@ -1,7 +1,8 @@
 """The blocks of a trunk: unrolled or scanned, kept or recomputed for the gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
+import types
 
 from flax import linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from model import catalogue
 from model.layers.block import Block, Masks, Streams, TrunkConfig
-from model.layers.mlp import ACTIVATIONS
+from model.layers.mlp import activation
 from model.layers.norm import Norm
 from model.moe.config import MoeConfig
 from model.moe.dispatch import PRODUCT
@@ -19,7 +20,7 @@ from model.types import Array, Metrics, Params
 
 # Holds the parameters of a scan, with a leading axis of layers; see `scan_name`.
 SCANNED = "blocks"
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "activations", "dots", "full")
 MATMULS = ("attention", "mlp", "experts")  # modules that compute in the model's dtype
 _DOTS = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -61,9 +62,10 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
   """Returns `Block`, with what the backward pass recomputes.
 
   Args:
-    remat: "none": keep all; "dots": keep the results of the weight matmuls, the
-      experts' included, not the attention matrices; "full": keep the input of each
-      block. Both keep what the experts' exchanges bring.
+    remat: "none": keep all; "activations": all but what the activations of MLPs
+      compute on their way, which is the blocks' own affair; "dots": keep the results of
+      the weight matmuls, the experts' included, not the attention matrices; "full":
+      keep the input of each block. Both keep what the experts' exchanges bring.
     scan: whether it runs inside a scan, which needs no guard against CSE.
 
   Raises:
@@ -73,7 +75,7 @@ def rematerialised(remat: str, scan: bool) -> type[nn.Module]:
     raise ValueError(
       f"config.model.remat = {remat!r}: {catalogue.near_misses(remat, list(REMAT))}"
     )
-  if remat == "none":
+  if remat in ("none", "activations"):
     return Block
   kept = _DOTS if remat == "dots" else jax.checkpoint_policies.nothing_saveable
 
@@ -114,7 +116,7 @@ class Trunk(nn.Module):
     config: of the trunk.
     moe: options of the sparse layers; None: dense.
     scan: scan over layers, for short compile times; else unrolled, faster on CPU.
-    remat: "none" | "dots" | "full".
+    remat: "none" | "activations" | "dots" | "full".
     dtype: of the matmuls and activations.
 
   Parameters: block_<ii>/... and, unless `norm_after`, norm/...; with scan,
@@ -132,8 +134,13 @@ class Trunk(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Streams, masks: Masks, routed: Array | None, train: bool = False
-  ) -> tuple[Streams, dict[int, Metrics]]:
+    self,
+    x: Streams,
+    masks: Masks,
+    routed: Array | None,
+    train: bool = False,
+    at: Mapping[str, int | Array] = types.MappingProxyType({}),
+  ) -> tuple[Streams, Streams, dict[int, Metrics]]:
     """Applies all blocks.
 
     Args:
@@ -141,14 +148,19 @@ class Trunk(nn.Module):
       masks: modality -> bool[b, n], None or Packed; see `Block`.
       routed: bool[b, sum of n], in the alphabetical order of the modalities.
       train: see `Block`.
+      at: modality -> the position, or int32[b], of the one token that is pooled.
 
     Returns:
-      modality -> [b, n, w] after the final norm; sparse block -> what it reports.
+      modality -> [b, n, w] after the final norm; of the modalities in `at` that token
+      alone, [b, 1, w], or {} where the last block does not lend itself to it; sparse
+      block -> what it reports. Whoever reads no more than the tokens of `at` does not
+      pay for the others in the last block: unused, the compiler leaves them out.
     """
     c = self.config
     layers = self.moe.blocks(c.depth) if self.moe else ()
     sparse = tuple(i in layers for i in range(c.depth))
     block_type = rematerialised(self.remat, self.scan)
+    recompute = self.remat == "activations"
 
     def block(i: int) -> nn.Module:
       moe = None
@@ -158,22 +170,29 @@ class Trunk(nn.Module):
           config=self.moe,
           mlp=c.mlp,
           dtype=self.dtype,
-          activation=ACTIVATIONS[c.activation],
+          activation=activation(c.activation, recompute),
         )
       rate = 0.0 if self.scan else c.drop_path_rate(i)
-      return block_type(c, moe, rate, train, self.dtype, name=f"block_{i:02d}")
+      name = f"block_{i:02d}"
+      return block_type(c, moe, rate, train, self.dtype, recompute, name=name)
 
+    read: Streams = {}
     if self.scan:
       x, aux = self._scan(block, sparse, x, masks, routed, train)
     else:
       aux = {}
+      noise = train and (c.dropout or c.drop_path)
       for i in range(c.depth):
-        x, aux[i] = block(i)(x, masks, routed)
+        one = block(i)
+        if i == c.depth - 1 and not (sparse[i] or noise):
+          read = {m: one.read(x[m], masks[m], p) for m, p in at.items()}
+        x, aux[i] = one(x, masks, routed)
     reports = {i: a for i, a in aux.items() if a}
     if c.norm_after:  # the last block's is the final one
-      return dict(x), reports
-    norm = Norm(c.norm, self.dtype, c.epsilon, name="norm")
-    return {m: norm(y) for m, y in x.items()}, reports
+      return dict(x), read, reports
+    norm = Norm(c.norm, self.dtype, c.epsilon, c.on_gpu, name="norm")
+    final = {m: norm(y) for m, y in x.items()}
+    return final, {m: norm(y) for m, y in read.items()}, reports
 
   def _scan(self, block, pattern, x, masks, routed, train):
     c = self.config

@@ -1,5 +1,7 @@
 """Multi-head attention with padding; a row that may look nowhere gives 0, never NaN."""
 
+import math
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,13 @@ from model.types import Array
 IMPLEMENTATIONS = ("xla", "cudnn")
 
 
+def pick(x: Array, at: int | Array) -> Array:
+  """Returns of x [b, n, w] the token at that position, or at int32[b]: [b, 1, w]."""
+  if isinstance(at, int):
+    return x[:, at : at + 1]
+  return jnp.take_along_axis(x, at[:, None, None], axis=1)
+
+
 def attend(
   q: Array,
   k: Array,
@@ -17,6 +26,7 @@ def attend(
   mask: Array | None = None,
   *,
   segments: Array | None = None,
+  lengths: Array | None = None,
   causal: bool = False,
   implementation: str = "xla",
 ) -> Array:
@@ -29,12 +39,18 @@ def attend(
     mask: bool[b, n], True for a key that may be seen; None: all.
     segments: int32[b, n] in the place of a mask, with as many queries as keys: each
       query sees the keys of its own segment.
+    lengths: int32[b] in the place of a mask, at least 1: the first so many keys may be
+      seen. A kernel skips the others, which it cannot where a mask is given.
     causal: query i sees keys 0 to i only; needs as many queries as keys.
     implementation: "xla", or "cudnn" of `jax.nn.dot_product_attention`.
 
   Returns:
     [b, q, h, dh]; exactly 0, with zero gradient, where a query may see no key.
   """
+  if implementation == "cudnn" and (mask is segments is None):
+    return _cudnn(q, k, v, None, lengths, causal)
+  if lengths is not None:
+    mask = jnp.arange(k.shape[1])[None] < lengths[:, None]
   if segments is not None:
     allowed = segments[:, None, :, None] == segments[:, None, None, :]
     return _dense(q, k, v, allowed, causal, implementation)
@@ -56,7 +72,7 @@ def _dense(
 ) -> Array:
   """allowed: bool[b, 1, q or 1, n], with a key for every query."""
   if implementation == "cudnn":
-    return _cudnn(q, k, v, allowed, causal)
+    return _cudnn(q, k, v, allowed, None, causal)
   # Written out, since the XLA path of jax.nn's breaks strict promotion. Heads before
   # tokens is how XLA multiplies anyway: asked for, it copies less. The division comes
   # after the values, where there is less to divide (docs/performance.md).
@@ -79,23 +95,80 @@ def _dense(
   return jnp.swapaxes((y / total).astype(v.dtype), 1, 2)
 
 
-def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None, causal: bool) -> Array:
-  """The same by cuDNN, which trains with a mask on even lengths only (JAX 0.10)."""
-  queries = q.shape[1]
-  odd = queries % 2, k.shape[1] % 2
-  if allowed is not None and any(odd):
+def _cudnn(
+  q: Array,
+  k: Array,
+  v: Array,
+  allowed: Array | None,
+  lengths: Array | None,
+  causal: bool,
+) -> Array:
+  """The same by cuDNN, which JAX lets train on even lengths only (0.10 to 0.12)."""
+  b, queries, keys = *q.shape[:2], k.shape[1]
+  odd = queries % 2, keys % 2
+  if allowed is not None:
+    # One more query looks where the last one does, so that its softmax is finite; one
+    # more key is seen by nobody. JAX wants a row for each query.
+    allowed = jnp.broadcast_to(allowed, (b, 1, queries, keys))
+    allowed = jnp.pad(allowed, (*((0, 0), (0, 0)), (0, odd[0]), (0, 0)), mode="edge")
+    allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, 0), (0, odd[1])))
+  elif odd[1] and lengths is None:
+    lengths = jnp.full(b, keys, jnp.int32)
+  if any(odd):
     row, column = ((0, 0), (0, odd[0])), ((0, 0), (0, odd[1]))
     q = jnp.pad(q, (*row, (0, 0), (0, 0)))
     k, v = (jnp.pad(x, (*column, (0, 0), (0, 0))) for x in (k, v))
-    # One more query looks where the last one does, so that its softmax is finite; one
-    # more key is seen by nobody.
-    if allowed.shape[2] > 1:
-      allowed = jnp.pad(allowed, (*((0, 0), (0, 0)), (0, odd[0]), (0, 0)), mode="edge")
-    allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, 0), (0, odd[1])))
+  every = None
+  if causal:
+    lengths = None  # no query of a real token sees a key behind it in any case
+  elif lengths is not None:
+    # All queries count: no row of the result is to be left as memory happened to be.
+    every = jnp.full(b, q.shape[1], jnp.int32)
   y = jax.nn.dot_product_attention(
-    q, k, v, mask=allowed, is_causal=causal, implementation="cudnn"
+    q,
+    k,
+    v,
+    mask=allowed,
+    is_causal=causal,
+    query_seq_lengths=every,
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
   )
   return y[:, :queries]
+
+
+class _Project(nn.Module):
+  """A linear map to heads, which are parted after the bias is added.
+
+  Before that, product and bias are of matrices: a GPU's product adds such a bias for
+  nothing, where that of `nn.DenseGeneral` takes a pass over the memory.
+
+  Attributes:
+    heads: h.
+    depth: of a head, dh.
+    dtype: of the product and the result.
+
+  Parameters (f32): kernel [w, h, dh], bias [h, dh].
+  """
+
+  heads: int
+  depth: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x: [b, n, w] -> dtype [b, n, h, dh]."""
+    shape = (self.heads, self.depth)
+
+    def init(key: Array, shape: tuple[int, ...]) -> Array:
+      flat = (shape[0], math.prod(shape[1:]))
+      return nn.initializers.xavier_uniform()(key, flat).reshape(shape)
+
+    kernel = self.param("kernel", init, (x.shape[-1], *shape))
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
+    return (y + bias.reshape(1, -1)).reshape(*x.shape[:-1], *shape)
 
 
 class Attention(nn.Module):
@@ -123,6 +196,8 @@ class Attention(nn.Module):
     mask: Array | None = None,
     query: Array | None = None,
     segments: Array | None = None,
+    lengths: Array | None = None,
+    at: int | Array | None = None,
   ) -> Array:
     """Attends.
 
@@ -131,6 +206,8 @@ class Attention(nn.Module):
       mask: bool[b, n], True for a real token; None: all real.
       query: [b, q, w]; x itself by default.
       segments: int32[b, n] instead of a mask; tokens see those of their own segment.
+      lengths: int32[b] instead of a mask; the first so many tokens are real.
+      at: a position of each example, or int32[b]: only the token there asks, q = 1.
 
     Returns:
       dtype [b, q, w].
@@ -146,22 +223,27 @@ class Attention(nn.Module):
       )
 
     def project(name: str, inputs: Array) -> Array:
-      return nn.DenseGeneral(
-        (self.heads, width // self.heads),
-        dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        dot_general=matmul.dot_general,
-        name=name,
-      )(inputs)
+      return _Project(self.heads, width // self.heads, self.dtype, name=name)(inputs)
 
+    causal, implementation = self.causal, self.implementation
+    if at is not None:
+      query = pick(x, at)
+      if causal:
+        at = jnp.asarray(at, jnp.int32).reshape(-1, 1)
+        seen = jnp.arange(x.shape[1], dtype=jnp.int32)[None] <= at
+        seen = jnp.broadcast_to(seen, x.shape[:2])
+        mask = seen if mask is None else mask & seen
+      # For one query there is no matrix to be spared, and kernels want some more.
+      causal, implementation = False, "xla"
     y = attend(
       project("query", x if query is None else query),
       project("key", x),
       project("value", x),
       mask,
       segments=segments,
-      causal=self.causal,
-      implementation=self.implementation,
+      lengths=lengths,
+      causal=causal,
+      implementation=implementation,
     )
     return nn.DenseGeneral(
       width,

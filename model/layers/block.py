@@ -6,6 +6,7 @@ attends only within itself. A sparse MLP, where there is one, sees all of them a
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 
 from flax import linen as nn
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.layers import constrain, stochastic
-from model.layers.attention import IMPLEMENTATIONS, Attention
+from model.layers.attention import IMPLEMENTATIONS, Attention, pick
 from model.layers.mlp import ACTIVATIONS, Mlp
 from model.layers.norm import NORMS, Norm
 from model.layers.packing import Packed
@@ -41,6 +42,11 @@ class TrunkConfig:
   activation: str = "gelu_tanh"
   causal: bool = False
   attention: str = "xla"
+
+  @property
+  def on_gpu(self) -> bool:
+    """Says where it runs, for what XLA's GPU backend wants written in another way."""
+    return self.attention == "cudnn"
 
   def __post_init__(self):
     where = "config.model.trunk"
@@ -90,6 +96,7 @@ class Block(nn.Module):
     rate: stochastic depth rate of this block.
     train: dropout, drop path, routing noise and training capacity, or none of them.
     dtype: of the matmuls and activations.
+    recompute: the activation of the dense MLP in the backward pass; see `Mlp`.
 
   Parameters: norm1, attention, norm2, and mlp or moe; scale1 and scale2, f32[w], with
   `layer_scale`.
@@ -100,8 +107,25 @@ class Block(nn.Module):
   rate: float = 0.0
   train: bool = False
   dtype: jnp.dtype = jnp.float32
+  recompute: bool = False
 
-  @nn.compact
+  def setup(self):
+    """Makes the parts."""
+    c = self.config
+    self.norm1 = Norm(c.norm, self.dtype, c.epsilon, c.on_gpu)
+    self.norm2 = Norm(c.norm, self.dtype, c.epsilon, c.on_gpu)
+    self.attention = Attention(
+      c.heads, causal=c.causal, dtype=self.dtype, implementation=c.attention
+    )
+    if self.moe is None:
+      self.mlp = Mlp(c.mlp, c.activation, self.dtype, self.recompute)
+    else:
+      self.experts = self.moe(name="moe")
+    if c.layer_scale:
+      init = nn.initializers.constant(c.layer_scale)
+      self.scale1 = self.param("scale1", init, (c.width,))
+      self.scale2 = self.param("scale2", init, (c.width,))
+
   def __call__(
     self, x: Streams, masks: Masks, routed: Array | None, rate: Array | None = None
   ) -> tuple[Streams, Metrics]:
@@ -118,35 +142,19 @@ class Block(nn.Module):
     Returns:
       modality -> [b, n, w], and what the sparse MLP reports ({} if dense).
     """
-    c = self.config
     depth_rate = self.rate if rate is None else rate
-    norm1 = Norm(c.norm, self.dtype, c.epsilon, name="norm1")
-    attention = Attention(
-      c.heads,
-      causal=c.causal,
-      dtype=self.dtype,
-      implementation=c.attention,
-      name="attention",
-    )
-    norm2 = Norm(c.norm, self.dtype, c.epsilon, name="norm2")
-    before1, after1 = (_same, norm1) if c.norm_after else (norm1, _same)
-    before2, after2 = (_same, norm2) if c.norm_after else (norm2, _same)
-    scale1, scale2 = self._scale("scale1", x), self._scale("scale2", x)
-    z = {m: _attend(attention, before1(y), masks[m]) for m, y in x.items()}
-    x = {
-      m: after1(y + self._drop(scale1(z[m]), depth_rate, masks[m]))
-      for m, y in x.items()
-    }
-    z = {m: before2(y) for m, y in x.items()}
+    drop = {m: functools.partial(self._drop, mask=masks[m], rate=depth_rate) for m in x}
+    z = {m: _attend(self.attention, self._before(1, y), masks[m]) for m, y in x.items()}
+    x = {m: self._after(1, y, z[m], drop[m]) for m, y in x.items()}
+    z = {m: self._before(2, y) for m, y in x.items()}
     aux: Metrics = {}
     if self.moe is None:
-      mlp = Mlp(c.mlp, c.activation, dtype=self.dtype, name="mlp")
-      z = {m: mlp(y) for m, y in z.items()}
+      z = {m: self.mlp(y) for m, y in z.items()}
     else:
       # Not the order of the dict: transformations rebuild dicts in sorted order.
       names = sorted(z)
       sizes = [z[m].shape[1] for m in names]
-      joined, aux = self.moe(name="moe")(
+      joined, aux = self.experts(
         jnp.concatenate([z[m] for m in names], axis=1),
         routed,
         modality=tuple(zip(names, sizes)),
@@ -154,21 +162,47 @@ class Block(nn.Module):
       )
       ends = np.cumsum(sizes)[:-1].tolist()
       z = dict(zip(names, jnp.split(joined, ends, axis=1)))
-    return {
-      m: constrain.batch(after2(y + self._drop(scale2(z[m]), depth_rate, masks[m])))
-      for m, y in x.items()
-    }, aux
+    done = {m: self._after(2, y, z[m], drop[m]) for m, y in x.items()}
+    return {m: constrain.batch(y) for m, y in done.items()}, aux
 
-  def _scale(self, name: str, x: Streams) -> Callable[[Array], Array]:
-    """Returns what multiplies a branch by its learned vector, if there are any."""
-    first = self.config.layer_scale
-    if not first:
-      return _same
-    width = next(iter(x.values())).shape[-1]
-    scale = self.param(name, nn.initializers.constant(first), (width,))
-    return lambda y: y * scale.astype(y.dtype)[None, None]
+  def read(self, x: Array, mask: Array | Packed | None, at: int | Array) -> Array:
+    """Returns what `__call__` makes of one token of each example, and of no other.
 
-  def _drop(self, y: Array, rate: float | Array, mask: Array | Packed | None) -> Array:
+    For the last block before a pooling that reads one token: the other ones are keys
+    and values here, and nothing else. Dense and without dropout.
+
+    Args:
+      x: [b, n, w], of one modality.
+      mask: as in `__call__`, not of packed groups.
+      at: the token's position, or int32[b], one for each example.
+
+    Returns:
+      [b, 1, w].
+    """
+    real = mask.real if isinstance(mask, Packed) else mask
+    z = self.attention(self._before(1, x), real, at=at)
+    y = self._after(1, pick(x, at), z)
+    return constrain.batch(self._after(2, y, self.mlp(self._before(2, y))))
+
+  def _before(self, branch: int, y: Array) -> Array:
+    norm = self.norm1 if branch == 1 else self.norm2
+    return y if self.config.norm_after else norm(y)
+
+  def _after(
+    self, branch: int, y: Array, z: Array, drop: Callable[[Array], Array] | None = None
+  ) -> Array:
+    """Returns y with the result z of its attention (1) or MLP (2)."""
+    if self.config.layer_scale:
+      scale = self.scale1 if branch == 1 else self.scale2
+      z = z * scale.astype(z.dtype)[None, None]
+    if self.config.on_gpu:
+      # Else the product adds y to its result, for which y is copied first.
+      z = jax.lax.optimization_barrier(z)
+    y = y + (drop(z) if drop else z)
+    norm = self.norm1 if branch == 1 else self.norm2
+    return norm(y) if self.config.norm_after else y
+
+  def _drop(self, y: Array, mask: Array | Packed | None, rate: float | Array) -> Array:
     if not self.train:
       return y
     if self.config.dropout:
@@ -184,9 +218,7 @@ class Block(nn.Module):
 
 def _attend(attention: nn.Module, x: Array, mask: Array | Packed | None) -> Array:
   if isinstance(mask, Packed):
+    if mask.group == 1:
+      return attention(x, lengths=mask.lengths())
     return mask.part(attention(mask.join(x), segments=mask.segments()))
   return attention(x, mask)
-
-
-def _same(y: Array) -> Array:
-  return y

@@ -1,8 +1,9 @@
-"""Tells the partitioner that activations stay split over the batch."""
+"""Tells the compiler how activations lie: over devices, and in memory."""
 
 import math
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from model.types import BATCH_AXES, Array
@@ -23,3 +24,12 @@ def batch(x: Array) -> Array:
   # Without this, parameters split over fsdp can win: XLA then splits the width of the
   # activations and gathers the batch.
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def in_order(x: Array) -> Array:
+  """Constrains x [b, n, w] to lie in memory as its shape says, token by token.
+
+  For GPUs: what is added to all examples, such as positions, makes XLA lay activations
+  out with the batch last, and copy them for each norm and product of all blocks.
+  """
+  return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from model.layers import matmul
@@ -16,6 +17,30 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def activation(name: str, recompute: bool = False) -> Callable[[Array], Array]:
+  """Returns an activation of that name.
+
+  Args:
+    name: of ACTIVATIONS.
+    recompute: keep its input alone for the backward pass, not what it computes on its
+      way: less memory, and a GPU's product of matrices applies it in passing. The
+      gradient is computed in f32, which is fast there, too: fewer roundings.
+  """
+  act = ACTIVATIONS[name]
+  if not recompute:
+    return act
+
+  def backward(x: Array, d: Array) -> tuple[Array]:
+    # Or the compiler keeps what it had computed.
+    x = jax.lax.optimization_barrier(x)
+    _, pull = jax.vjp(act, x.astype(jnp.float32))
+    return (pull(d.astype(jnp.float32))[0].astype(x.dtype),)
+
+  recomputed = jax.custom_vjp(lambda x: act(x))  # of x alone, no options
+  recomputed.defvjp(lambda x: (act(x), x), backward)
+  return recomputed
+
+
 class Mlp(nn.Module):
   """Two linear layers around a GELU (arXiv 1706.03762, section 3.3; 1606.08415).
 
@@ -24,6 +49,7 @@ class Mlp(nn.Module):
     activation: "gelu_tanh", as in V-MoE and big_vision; "gelu", by the error function;
       "quick_gelu", x sigmoid(1.702 x), of the first CLIP models.
     dtype: of the matmuls and the result.
+    recompute: see `activation`.
 
   Parameters (f32): up/kernel [w, m], up/bias [m]; down/kernel [m, w], down/bias [w].
   """
@@ -31,6 +57,7 @@ class Mlp(nn.Module):
   hidden: int
   activation: str = "gelu_tanh"
   dtype: jnp.dtype = jnp.float32
+  recompute: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -43,4 +70,5 @@ class Mlp(nn.Module):
     )
     up = dense(self.hidden, name="up")
     down = dense(x.shape[-1], name="down")
-    return down(ACTIVATIONS[self.activation](up(x)))
+    act = activation(self.activation, self.recompute)
+    return down(act(up(x)))

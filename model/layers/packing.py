@@ -73,12 +73,14 @@ class Packed:
       the group; that number for an empty slot.
     rows: of a bin.
     group: examples of a group.
+    whole: whether rows are examples with nothing left out, and empty slots behind.
   """
 
   slot: Array
   token: Array
   rows: int = struct.field(pytree_node=False)
   group: int = struct.field(pytree_node=False)
+  whole: bool = struct.field(pytree_node=False, default=False)
 
   @property
   def real(self) -> Array:
@@ -87,10 +89,15 @@ class Packed:
 
   def enter(self, x: Array) -> Array:
     """Moves [b, n, w] into [b, tokens, w]; 0 in an empty slot."""
+    if self.whole:
+      more = self.token.shape[1] - x.shape[1]
+      return jnp.pad(x, ((0, 0), (0, more), (0, 0)))
     return _move(x, self.token, self.slot, self.group)
 
   def leave(self, y: Array) -> Array:
     """Moves [b, tokens, w] back to [b, n, w]; 0 where there is padding."""
+    if self.whole:
+      return y[:, : self.slot.shape[1]]
     return _move(y, self.slot, self.token, self.group)
 
   def of_example(self, values: Array) -> Array:
@@ -111,6 +118,13 @@ class Packed:
   def part(self, y: Array) -> Array:
     """Returns x of `join`."""
     return y.reshape(*self.token.shape, -1)
+
+  def lengths(self) -> Array:
+    """Returns int32[b] of rows of one example each: how many of its slots are filled.
+
+    At least 1, though no token be real, so that no softmax is over nothing.
+    """
+    return jnp.maximum(jnp.sum(self.real, axis=1, dtype=jnp.int32), 1)
 
   def segments(self) -> Array:
     """Returns int32[b / rows, rows * tokens]: equal where one example's tokens are.
@@ -135,15 +149,36 @@ def layout(pack: Pack, plan: Array, mask: Array | None, name: str) -> Packed:
   where = f"config.model.modalities.{name}.pack"
   if mask is None:
     raise ValueError(f"{where} needs the mask {name}_mask, which the batch has not")
-  b, n = mask.shape
+  b = len(mask)
   if plan.shape != (b, 2) or b % pack.group:
     raise ValueError(
       f"{name}_pack has shape {plan.shape}, expected {(b, 2)}, b being a multiple of "
       f"{where}.group = {pack.group}"
     )
+  return _placed(mask, plan[:, :1].astype(jnp.int32), pack)
+
+
+def alone(mask: Array | None, shape: tuple[int, ...], multiple: int = 1) -> Packed:
+  """Returns a layout of one example a row, its real tokens first, in their order.
+
+  Args:
+    mask: bool[b, n], True for a real token; None: all are.
+    shape: (b, n).
+    multiple: of which the tokens of a row are to be one; its last slots are empty.
+  """
+  tokens = -(-shape[1] // multiple) * multiple
+  start = jnp.zeros((1, 1), jnp.int32)
+  real = jnp.ones(shape, bool) if mask is None else mask
+  placed = _placed(real, start, Pack(tokens=tokens, rows=1, group=1))
+  return dataclasses.replace(placed, whole=mask is None)
+
+
+def _placed(mask: Array, start: Array, pack: Pack) -> Packed:
+  """start: int32[b or 1, 1], the first slot of each example in its group."""
+  b, n = mask.shape
   none, slots = pack.group * n, pack.group * pack.tokens
   rank = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
-  slot = jnp.where(mask, plan[:, :1].astype(jnp.int32) + rank, slots)
+  slot = jnp.where(mask, start + rank, slots)
 
   def inverse(slot: Array) -> Array:
     empty = jnp.full(slots, none, jnp.int32)

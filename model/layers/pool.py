@@ -3,12 +3,13 @@
 from flax import linen as nn
 import jax.numpy as jnp
 
-from model.layers.attention import Attention
+from model.layers.attention import Attention, pick
 from model.layers.mlp import Mlp
 from model.layers.norm import Norm
 from model.types import Array
 
 POOLS = ("mean", "cls", "first", "last", "map")
+ONE = ("cls", "first", "last")  # read one token only
 
 
 def mean(x: Array, mask: Array | None) -> Array:
@@ -19,21 +20,6 @@ def mean(x: Array, mask: Array | None) -> Array:
   total = jnp.sum(jnp.where(mask[..., None], x, jnp.float32(0)), axis=1)
   count = jnp.sum(mask, axis=1, dtype=jnp.float32)
   return total / jnp.maximum(count, jnp.float32(1))[:, None]
-
-
-def first(x: Array, mask: Array | None) -> Array:
-  """[b, n, w], bool[b, n] -> f32[b, w]: the first token; 0 where it is padding."""
-  y = x[:, 0].astype(jnp.float32)
-  return y if mask is None else jnp.where(mask[:, :1], y, jnp.float32(0))
-
-
-def last(x: Array, mask: Array | None) -> Array:
-  """[b, n, w], bool[b, n] -> f32[b, w]: the last real token; 0 if there is none."""
-  if mask is None:
-    return x[:, -1].astype(jnp.float32)
-  at = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-  y = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0].astype(jnp.float32)
-  return jnp.where(mask.any(axis=1)[:, None], y, jnp.float32(0))
 
 
 class Pool(nn.Module):
@@ -100,16 +86,39 @@ class Pool(nn.Module):
       mask = jnp.concatenate([jnp.ones((b, len(own)), bool), mask], axis=1)
     return jnp.concatenate([tokens, x], axis=1), mask
 
+  def at(self, n: int, mask: Array | None) -> int | Array | None:
+    """Returns where the one token is that this pooling reads; None: it reads them all.
+
+    Args:
+      n: tokens of an example.
+      mask: bool[b, n] or None, all real.
+
+    Returns:
+      a position, or int32[b].
+    """
+    if self.kind in ("cls", "first"):
+      return 0
+    if self.kind != "last":
+      return None
+    if mask is None:
+      return n - 1
+    return n - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+
+  def read(self, token: Array, mask: Array | None) -> Array:
+    """Returns f32[b, w] of the token [b, 1, w] of `at`; 0 if it is padding."""
+    y = token[:, 0].astype(jnp.float32)
+    if mask is None or self.kind == "cls":
+      return y
+    real = mask[:, 0] if self.kind == "first" else mask.any(axis=1)
+    return jnp.where(real[:, None], y, jnp.float32(0))
+
   def __call__(self, x: Array, mask: Array | None) -> Array:
     """x: [b, n, w], mask: bool[b, n] or None (all real) -> f32[b, w]."""
-    if self.kind == "cls":
-      return x[:, 0].astype(jnp.float32)
-    if self.kind == "first":
-      return first(x, mask)
+    at = self.at(x.shape[1], mask)
+    if at is not None:
+      return self.read(pick(x, at), mask)
     if self.kind == "mean":
       return mean(x, mask)
-    if self.kind == "last":
-      return last(x, mask)
     probe = jnp.broadcast_to(
       self.probe.astype(self.dtype)[None, None], (x.shape[0], 1, self.width)
     )

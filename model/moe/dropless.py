@@ -91,7 +91,7 @@ def choose(kernel: str, platform: str, kind: str) -> str:
   """
   if kernel != "auto":
     return kernel
-  if platform == "gpu" or kind in NATIVE:
+  if kind in NATIVE:
     return "ragged_dot"
   if platform == "tpu":
     return "megablox"

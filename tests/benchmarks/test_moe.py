@@ -59,6 +59,6 @@ def test_a_gpu_gets_the_larger_size_and_its_data_sheet(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   args = moe.arguments([])
   assert (args.size, args.dtype, args.steps) == ("B/16", "bfloat16", 10)
-  assert args.overrides == ["model.trunk.attention=cudnn"]
+  assert args.overrides == ["model.trunk.attention=cudnn", "model.remat=activations"]
   monkeypatch.setattr(chips, "peak_flops", lambda kind: 989e12)
   assert device.describe()["data_sheet_tflops"] == 989.0

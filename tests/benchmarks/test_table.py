@@ -38,10 +38,10 @@ def test_a_cpu_is_judged_by_its_own_time_and_a_gpu_by_the_clock():
   )
   dense, gather = table.rows(report)
   assert dense[0] == "dense, small, batch 8, 1 core" and dense[4] == ""
-  assert (gather[1], gather[3], gather[4]) == ("3.000", "1.000", "4.00")
+  assert (gather[1], gather[3], gather[4]) == ("3", "1", "4.00")
   ours = row | dict(cores=0, device="H100", over_open_clip=over)
-  settings = dict(size="B/16", batch=256)
+  settings = dict(size="B/16", batch=256, overrides=["model.trunk.depth=6", "a.b=1"])
   report = dict(settings=settings, results=dict(ours=ours))
   (cells,) = table.rows(report)
-  assert cells[0] == "ours, B/16, batch 256, H100"
-  assert (cells[1], cells[4]) == ("1.000", "1.00")
+  assert cells[0] == "ours, B/16 of 6 blocks, batch 256, H100"
+  assert (cells[1], cells[4]) == ("1", "1.00")

@@ -100,6 +100,12 @@ def test_loops_and_recomputation_are_counted_by_shape(change):
   assert got == clock.model_flops(base.get_config())
 
 
+def test_the_library_calls_of_gpus_are_counted_by_shape(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  config = base.get_config()
+  assert clock.step_flops(Compiled({"flops": 1.0}), config) == clock.model_flops(config)
+
+
 def test_model_flops_of_a_clip_by_hand():
   config = base.get_config()
   config.batch_size = 2

@@ -185,3 +185,13 @@ def test_the_norm_of_the_gradients_keeps_no_squares():
     compiled = setup.train_step().lower(setup.abstract_state(), batch).compile()
   table = 4 * 2**16 * config.model.trunk.width
   assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * table
+
+
+def test_the_compiler_is_told_what_its_platform_wants(monkeypatch):
+  assert set(setup_lib.COMPILER) == {"gpu"}
+  monkeypatch.setitem(setup_lib.COMPILER, "cpu", {"xla_no_such_option": 1})
+  setup = one_device(tiny())
+  with jax.set_mesh(setup.mesh):
+    lowered = setup.train_step().lower(setup.abstract_state(), setup.batch_spec())
+    with pytest.raises(Exception, match="xla_no_such_option"):
+      lowered.compile()

@@ -251,18 +251,25 @@ def test_remat_changes_no_gradient():
       encoded, _ = model.apply(params, batch, train=True, rngs=RNGS)
       return jnp.sum(jnp.square(encoded["text"].pooled))
 
-    return jax.make_jaxpr(jax.grad(loss))(params), jax.jit(jax.grad(loss))(params)
+    kept = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+    floats = [x for x in jax.tree.leaves(kept) if x.dtype == jnp.float32]
+    size = sum(x.size for x in floats)
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+    return jaxpr, size, jax.jit(jax.grad(loss))(params)
 
-  plain, want = grad_of("none")
+  plain, size, want = grad_of("none")
   assert all(
     np.any(np.asarray(g) != 0) for g in jax.tree.leaves(want["params"]["trunk"])
   )
-  dots = [str(plain).count("dot_general")]
-  for remat in ("dots", "full"):
-    jaxpr, got = grad_of(remat)
+  dots, kept = [str(plain).count("dot_general")], [size]
+  for remat in ("activations", "dots", "full"):
+    jaxpr, size, got = grad_of(remat)
     equal(got, want, atol=1e-4, rtol=1e-4)
     dots.append(str(jaxpr).count("dot_general"))
-  assert dots[0] < dots[1] < dots[2]  # what is recomputed: nothing, attention, all
+    kept.append(size)
+  # Matmuls that run again: none, none, attention's, all.
+  assert dots[0] == dots[1] < dots[2] < dots[3]
+  assert kept[0] > kept[1] > kept[2] > kept[3]
 
 
 def casts(jaxpr, shape):

@@ -1,9 +1,11 @@
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from model.layers import attention
+from tests.model.layers.cudnn import stand_in
 from tests.model.layers.filled import filled
 
 B, N, H, D = 2, 5, 2, 4
@@ -11,9 +13,9 @@ SEGMENTS = np.array([[0, 0, 2, 1, 1], [3, 0, 0, 0, 3]], np.int32)
 MASK = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
 
 
-def qkv(seed=0, dtype=jnp.float32):
+def qkv(seed=0, n=N):
   keys = jax.random.split(jax.random.key(seed), 3)
-  return [jax.random.normal(key, (B, N, H, D), dtype) for key in keys]
+  return [jax.random.normal(key, (B, n, H, D)) for key in keys]
 
 
 def reference(q, k, v, allowed):
@@ -75,31 +77,92 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradient(causal):
     assert np.all(np.isfinite(g)) and np.all(np.asarray(g[1]) == 0)
 
 
+def some(kind, n):
+  """Returns options of `attend` and, bool[b, n], the queries whose results count."""
+  every = jnp.ones((B, n), bool)
+  lengths = jnp.asarray([n, 2], jnp.int32)
+  return {
+    "none": ({}, every),
+    "mask": ({"mask": jnp.asarray(np.pad(MASK, ((0, 0), (0, 1)))[:, :n])}, every),
+    "segments": (
+      {"segments": jnp.asarray(np.pad(SEGMENTS, ((0, 0), (0, 1)))[:, :n])},
+      every,
+    ),
+    # What a query of padding sees is nobody's business.
+    "lengths": ({"lengths": lengths}, jnp.arange(n)[None] < lengths[:, None]),
+  }[kind]
+
+
+@pytest.mark.parametrize("n", [N, N + 1])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("given", [{}, {"mask": MASK}, {"segments": SEGMENTS}])
-def test_cudnn_gets_even_lengths_where_there_is_a_mask(monkeypatch, causal, given):
-  lengths, odd = [], bool(given)
-
-  def cudnn(q, k, v, mask, is_causal, implementation):
-    """Refuses what cuDNN refuses while training; else computes the same."""
-    assert implementation == "cudnn"
-    lengths.append((q.shape[1], k.shape[1]))
-    assert mask is None or all(n % 2 == 0 for n in lengths[-1])
-    return attention._dense(q, k, v, mask, is_causal, "xla")
-
-  monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-  options = dict(causal=causal, **{k: jnp.asarray(x) for k, x in given.items()})
+@pytest.mark.parametrize("kind", ["none", "mask", "segments", "lengths"])
+def test_cudnn_gets_what_it_can_train_on_and_gives_the_same(
+  monkeypatch, kind, causal, n
+):
+  calls = stand_in(monkeypatch)
+  options, counts = some(kind, n)
 
   def total(implementation, q, k, v):
-    y = attention.attend(q, k, v, implementation=implementation, **options)
+    y = attention.attend(
+      q, k, v, implementation=implementation, causal=causal, **options
+    )
+    y = jnp.where(counts[..., None, None], y, 0.0)
     return jnp.sum(jnp.sin(y)), y
 
-  both = [
-    jax.grad(total, argnums=(1, 2, 3), has_aux=True)(name, *qkv())
+  got, want = (
+    jax.grad(total, argnums=(1, 2, 3), has_aux=True)(name, *qkv(n=n))
     for name in ("cudnn", "xla")
-  ]
-  assert lengths == [(N + odd, N + odd)]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+  even = n + n % 2
+  masked = kind in ("mask", "segments")
+  # Causal queries of real tokens see no key behind them, padding or not.
+  limited = not causal and (kind == "lengths" or (kind == "none" and n % 2 == 1))
+  assert calls == [(even, even, causal, masked, limited)]
+
+
+@pytest.mark.parametrize("kind", ["none", "mask", "lengths"])
+def test_cudnn_takes_a_single_query(monkeypatch, kind):
+  calls = stand_in(monkeypatch)
+  options, _ = some(kind, N)
+  q, k, v = qkv()
+  got, want = (
+    attention.attend(q[:, :1], k, v, implementation=name, **options)
+    for name in ("cudnn", "xla")
+  )
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  assert [call[:2] for call in calls] == [(2, N + 1)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_are_a_mask_of_the_first_keys(causal):
+  lengths = jnp.asarray([1, 4], jnp.int32)
+  mask = jnp.asarray([[1, 0, 0, 0, 0], [1, 1, 1, 1, 0]], bool)
+  got = attention.attend(*qkv(), lengths=lengths, causal=causal)
+  want = attention.attend(*qkv(), mask, causal=causal)
+  np.testing.assert_array_equal(got, want)
+  assert not np.allclose(got, attention.attend(*qkv(), causal=causal))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_heads_are_projected_to_as_by_a_dense_layer(dtype):
+  ours = attention._Project(H, D, dtype)
+  init = nn.initializers.xavier_uniform()
+  dense = nn.DenseGeneral((H, D), dtype=dtype, kernel_init=init)
+  x = jax.random.normal(jax.random.key(1), (B, N, H * D))
+  # Checkpoints and seeds are those of the dense layer that this was.
+  got, want = (module.init(jax.random.key(2), x) for module in (ours, dense))
+  assert jax.tree.map(jnp.shape, got) == {
+    "params": {"kernel": (H * D, H, D), "bias": (H, D)}
+  }
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  params = filled(dense, x)
+  got, want = (module.apply(params, x) for module in (ours, dense))
+  assert got.dtype == want.dtype == dtype
+  tolerance = 4 * float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(
+    *(y.astype(jnp.float32) for y in (got, want)), rtol=tolerance, atol=tolerance
+  )
 
 
 def test_module_parameters_queries_and_dtype():
