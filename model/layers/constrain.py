@@ -1,5 +1,6 @@
 """Tells the compiler how activations lie: over devices, and in memory."""
 
+import functools
 import math
 
 import jax
@@ -24,6 +25,35 @@ def batch(x: Array) -> Array:
   # Without this, parameters split over fsdp can win: XLA then splits the width of the
   # activations and gathers the batch.
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def gathered(kernel: Array, *axes: str | None) -> Array:
+  """Constrains a kernel to be split over the mesh's `axes` alone, so not over `fsdp`.
+
+  Of a product of many matrices, as the experts' are, the TPU compiler otherwise lets
+  parts of a kernel travel round by round beside the products, and waits for them. How
+  the gradient is split stays its own choice: it is to be scattered, not summed whole.
+
+  Args:
+    kernel: of as many dimensions as there are axes.
+    axes: of the mesh, or None; one that is missing or does not divide counts as None.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.manual_axes or mesh.shape.get("fsdp", 1) == 1:
+    return kernel
+
+  def split(size: int, axis: str | None) -> str | None:
+    return axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+
+  return _gathered(kernel, PartitionSpec(*map(split, kernel.shape, axes)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: Array, spec: PartitionSpec) -> Array:
+  return jax.lax.with_sharding_constraint(kernel, spec)
+
+
+_gathered.defvjp(lambda k, spec: (_gathered(k, spec), None), lambda spec, _, d: (d,))
 
 
 def in_order(x: Array) -> Array:

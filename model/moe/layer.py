@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import catalogue
+from model.layers import constrain
 from model.moe import diagnostics, dispatch, dropless
 from model.moe.config import ROUTERS, MoeConfig
 from model.moe.router import Chosen, Routing
@@ -192,7 +193,8 @@ class Experts(nn.Module):
 
   def weights(self, width: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Returns ([e, w, m], [e, m]) and ([e, m, w], [e, w]): kernels and biases."""
-    return self.up(width, self.mlp), self.down(self.mlp, width)
+    up = self.up(width, self.mlp, (None, "tensor"))
+    return up, self.down(self.mlp, width, ("tensor", None))
 
   def __call__(self, x: Array) -> Array:
     """Applies expert i to x[i]; x is [e, r, w]."""
@@ -219,12 +221,15 @@ class Stack(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, fan_in: int, fan_out: int) -> tuple[Array, Array]:
-    """Returns kernel [e, i, o] and bias [e, o]."""
+  def __call__(
+    self, fan_in: int, fan_out: int, axes: tuple[str | None, str | None]
+  ) -> tuple[Array, Array]:
+    """Returns kernel [e, i, o], of which `axes` may split i and o, and bias [e, o]."""
     glorot, small = nn.initializers.xavier_uniform(), nn.initializers.normal(1e-6)
     kernel = self.param("kernel", self._stacked(glorot), (fan_in, fan_out))
     bias = self.param("bias", self._stacked(small), (fan_out,))
-    return kernel.astype(self.dtype), bias.astype(self.dtype)
+    kernel = constrain.gathered(kernel.astype(self.dtype), "expert", *axes)
+    return kernel, bias.astype(self.dtype)
 
   def _stacked(self, init: Callable) -> Callable:
     def stacked(key: Array, shape: tuple[int, ...]) -> Array:
