@@ -23,21 +23,24 @@ def look_up(table: Array, ids: Array) -> Array:
     ids: int[b, ...].
 
   Returns:
-    [b, ..., w] in the table's dtype; what a row's gradient sums up is summed in f32.
+    [b, ..., w] in the table's dtype. On one device, and on each under fsdp, the parts of
+    a row's gradient are summed in f32.
   """
   mesh = jax.sharding.get_abstract_mesh()
   size = {} if mesh.manual_axes else dict(mesh.shape)
   fsdp, tensor = size.get("fsdp", 1), size.get("tensor", 1)
-  if fsdp == 1:
-    return _rows(table, ids)
   axes = tuple(a for a in BATCH_AXES if size.get(a, 1) > 1)
   parts = math.prod(size[a] for a in axes)
+  if parts == 1:
+    return _rows(table, ids)
+  if fsdp == 1:  # a sum in f32 would be one over the chips, of twice the bytes
+    return jnp.take(table, ids, axis=0)
   if tensor > 1 or len(table) % fsdp or len(ids) % parts:
     # To the compiler, but for the gather: it would look up in the parts instead, and
     # sum over fsdp what it found. Over tensor the table stays split.
     split = P("tensor" if len(table) % tensor == 0 else None)
     table = jax.lax.with_sharding_constraint(table, split)
-    return _rows(table, ids)
+    return jnp.take(table, ids, axis=0)
 
   def local(part: Array, ids: Array) -> Array:
     return _rows(jax.lax.all_gather(part, "fsdp", tiled=True), ids)
