@@ -23,8 +23,8 @@ def look_up(table: Array, ids: Array) -> Array:
     ids: int[b, ...].
 
   Returns:
-    [b, ..., w] in the table's dtype. On one device, and on each under fsdp, the parts of
-    a row's gradient are summed in f32.
+    [b, ..., w] in the table's dtype. On one device, and on each under fsdp, a row's
+    gradient is summed in f32.
   """
   mesh = jax.sharding.get_abstract_mesh()
   size = {} if mesh.manual_axes else dict(mesh.shape)
