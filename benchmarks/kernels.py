@@ -10,7 +10,6 @@ does: the card is not yet as warm.
 
 import argparse
 from collections.abc import Iterable, Mapping
-import os
 import pathlib
 import re
 import tempfile
@@ -113,7 +112,6 @@ def main(argv: list[str] | None = None) -> None:
   args = parser.parse_args(argv)
   if jax.default_backend() != "gpu":
     raise SystemExit("benchmarks.kernels reads what ran on a GPU, and there is none")
-  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   overrides = [*ours.OVERRIDES["gpu"], *args.set]
   shape = step.COMMON | step.SHAPES[args.size]
   settings = dict(shape=shape, batch=args.batch, dtype="bfloat16", overrides=overrides)

@@ -19,6 +19,13 @@ def pick(x: Array, at: int | Array) -> Array:
   return jnp.take_along_axis(x, at[:, None, None], axis=1)
 
 
+def _until(at: int | Array, x: Array) -> Array:
+  """Returns bool[b, n]: the tokens of x [b, n, w] up to that position, or int32[b]."""
+  last = jnp.asarray(at, jnp.int32).reshape(-1, 1)
+  seen = jnp.arange(x.shape[1], dtype=jnp.int32)[None] <= last
+  return jnp.broadcast_to(seen, x.shape[:2])
+
+
 def attend(
   q: Array,
   k: Array,
@@ -229,9 +236,7 @@ class Attention(nn.Module):
     if at is not None:
       query = pick(x, at)
       if causal:
-        at = jnp.asarray(at, jnp.int32).reshape(-1, 1)
-        seen = jnp.arange(x.shape[1], dtype=jnp.int32)[None] <= at
-        seen = jnp.broadcast_to(seen, x.shape[:2])
+        seen = _until(at, x)
         mask = seen if mask is None else mask & seen
       # For one query there is no matrix to be spared, and kernels want some more.
       causal, implementation = False, "xla"
