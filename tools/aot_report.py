@@ -10,7 +10,7 @@ HEAD = (
 )
 TWINS = (
   *("recipe", "chips", "model FLOPs", "with empty slots and recomputation"),
-  *("compiled, unrolled", "bytes sent", "step bound"),
+  *("products as compiled", "bytes sent", "step bound"),
 )
 LINES = ("recipe", "chips", "what", "MiB sent", "least", "times")
 SHORT = (
@@ -230,11 +230,12 @@ def _estimate(r: Mapping[str, Any]) -> list[str]:
   e, f = r["estimate"], r["flops"]
   lines = [
     f"FLOPs of a step: model {f['model']:.3e}, executed {f['executed']:.3e}"
-    + (f", by the compiler {f['compiled']:.3e}" if "compiled" in f else ""),
+    f", products as compiled {f['compiled']:.3e}"
+    + (f", by the compiler {f['unrolled']:.3e}" if "unrolled" in f else ""),
     f"bound: compute {1e3 * e['compute']:.2f} ms, memory {1e3 * e['memory']:.2f} ms "
     f"({gib(r['hbm_traffic'])}), collectives {1e3 * e['collectives']:.2f} ms, of these "
-    f"synchronous {1e3 * e['synchronous']:.2f} ms",
-    f"step >= {1e3 * e['step']:.2f} ms = max(compute, memory) + synchronous, or all "
+    f"exposed {1e3 * e['exposed']:.2f} ms",
+    f"step >= {1e3 * e['step']:.2f} ms = max(compute, memory) + exposed, or all "
     f"collectives; mostly {e['limit']}",
     f"examples/s <= {e['examples_per_s']:,.0f}, MFU <= {e['mfu']:.1%}",
   ]

@@ -15,7 +15,14 @@ from evaluators import context as context_lib
 from model.encoders import config as encoders
 from model.encoders import count
 from sharding import mesh as meshes
-from tools import aot_least, hlo_collectives, hlo_text, hlo_traffic, roofline
+from tools import (
+  aot_least,
+  hlo_collectives,
+  hlo_flops,
+  hlo_text,
+  hlo_traffic,
+  roofline,
+)
 from training import chips
 from training import setup as setup_lib
 from training import step as step_lib
@@ -108,7 +115,7 @@ def measure(
   if not config.model.scan and config.microbatches == 1:
     # One program of one device; loops would be counted once.
     cost = compiled.cost_analysis() or {}
-    result["flops"]["compiled"] = cost.get("flops", 0.0) * len(devices)
+    result["flops"]["unrolled"] = cost.get("flops", 0.0) * len(devices)
   if hlo:
     pathlib.Path(hlo).write_text(text)
   return result | _of_text(hlo_text.parse(text), setup, chip, result)
@@ -208,6 +215,7 @@ def _of_text(
   found = hlo_collectives.find(module, dict(setup.mesh.shape), slices)
   links = roofline.Links.of(devices, chip.torus)
   traffic = hlo_traffic.total(module)
+  work["compiled"] = hlo_flops.total(module) * len(devices)
   bound = roofline.estimate(
     work["executed"] / len(devices), traffic, found, chip, links
   )
@@ -218,9 +226,7 @@ def _of_text(
       {"kind": kind, "axes": axes, "count": n, "bytes": size}
       for (kind, axes), (n, size) in hlo_collectives.by_kind_and_axes(found).items()
     ],
-    "largest_collectives": [
-      {k: dataclasses.asdict(c)[k] for k in keep} for c in largest
-    ],
+    "largest_collectives": [{k: getattr(c, k) for k in keep} for c in largest],
     "lines": aot_least.lines(setup, found, result["step"]),
     "loops_of_unknown_length": any(not c.known for c in found),
     "hbm_traffic": traffic,

@@ -13,8 +13,9 @@ import re
 
 import numpy as np
 
-from tools import hlo_text
-from tools.hlo_text import Instruction, Module
+from tools import hlo_overlap, hlo_text
+from tools.hlo_overlap import Work
+from tools.hlo_text import Instruction, Module, Run
 
 KINDS = (
   "all-gather",
@@ -50,7 +51,7 @@ class Collective:
     axes: of the mesh, those along which it exchanges.
     groups: of devices, as places in the flattened mesh; pairs for a permutation.
     source: the JAX operation, as far as the compiler knows it.
-    asynchronous: whether other work goes on meanwhile.
+    meanwhile: what else runs until it ends; None if the program waits for it.
     known: False if it stands in a loop that does not tell how often it turns.
   """
 
@@ -61,8 +62,13 @@ class Collective:
   axes: tuple[str, ...]
   groups: Groups
   source: str
-  asynchronous: bool = False
+  meanwhile: Work | None = None
   known: bool = True
+
+  @property
+  def asynchronous(self) -> bool:
+    """Whether the program goes on after its start."""
+    return self.meanwhile is not None
 
   @property
   def total(self) -> int:
@@ -82,7 +88,7 @@ def find(module: Module, mesh: Mapping[str, int], slices: int = 1) -> list[Colle
   found = []
   devices = math.prod(mesh.values())
   for run in hlo_text.runs(module):
-    for kind, i, arrays in _unique(module, run.computation):
+    for kind, i, arrays, parts in _unique(module, run.computation):
       between = i.opcode == "send"
       groups = () if between else parse_groups(i.rest, devices)
       n = slices if between else len(groups[0]) if groups else 1
@@ -100,7 +106,7 @@ def find(module: Module, mesh: Mapping[str, int], slices: int = 1) -> list[Colle
           axes=("slices",) if between else axes_of(groups, mesh),
           groups=groups,
           source=source[1].replace("\\", "") if source else "",
-          asynchronous=run.background or _hides(i),
+          meanwhile=_meanwhile(module, run, i, parts),
           known=run.known,
         )
       )
@@ -148,10 +154,14 @@ def by_kind_and_axes(
 
 def _unique(
   module: Module, computation: str
-) -> Iterator[tuple[str, Instruction, Sequence[hlo_text.Array]]]:
-  """Yields (kind, instruction, what goes in) of each collective, parts taken once."""
-  seen = set()
-  for i, inside, scattered in _instructions(module, computation):
+) -> Iterator[tuple[str, Instruction, Sequence[hlo_text.Array], Sequence[str]]]:
+  """Yields (kind, instruction, what goes in, parts) of each collective.
+
+  Of one in parts, the first part, with the names of the instructions that they are in.
+  """
+  parts: dict[tuple[str, ...], list[str]] = {}
+  found = []
+  for outer, i, inside, scattered in _instructions(module, computation):
     kind = i.opcode.removesuffix("-start")
     if i.opcode == "send" and (between := _BETWEEN_SLICES.search(i.rest)):
       kind = between[1].lower().replace("_", "-")
@@ -159,33 +169,48 @@ def _unique(
       kind = "all-to-all"
     if kind not in KINDS:
       continue
+    names = []
     if key := _part(i):
-      if (kind, key) in seen:
+      names = parts.setdefault((kind, *key), [])
+      names.append(outer.name)
+      if len(names) > 1:
         continue
-      seen.add((kind, key))
     first = i.opcode == "send" or kind == "collective-permute"
-    names = i.operands[:1] if first else i.operands
-    arrays = [a for name in names if name in inside for a in inside[name].arrays]
-    yield "reduce-scatter" if scattered else kind, i, arrays
+    operands = i.operands[:1] if first else i.operands
+    arrays = [a for name in operands if name in inside for a in inside[name].arrays]
+    found.append(("reduce-scatter" if scattered else kind, i, arrays, names))
+  yield from found  # only now: every part is in its list
 
 
 def _instructions(module: Module, computation: str):
-  """Yields (instruction, its computation, is a reduce-scatter), fusions opened.
+  """Yields (what stands there, instruction, its computation, is a reduce-scatter).
 
-  A fusion of an all-reduce with the slice that a chip keeps is a reduce-scatter.
+  Fusions are opened. One of an all-reduce with the slice that a chip keeps is a
+  reduce-scatter.
   """
   for i in module.computations[computation].values():
-    yield i, module.computations[computation], False
+    yield i, i, module.computations[computation], False
     if i.opcode == "fusion":
       for name in i.called().get("calls", []):
         inside = module.computations[name]
         scattered = name.startswith("all-reduce-scatter")
         for j in inside.values():
-          yield j, inside, scattered and j.opcode == "all-reduce"
+          yield i, j, inside, scattered and j.opcode == "all-reduce"
 
 
-def _hides(i: Instruction) -> bool:
-  return i.opcode.endswith("-start") or i.opcode == "send" or _part(i) is not None
+def _meanwhile(
+  module: Module, run: Run, i: Instruction, parts: Sequence[str]
+) -> Work | None:
+  if run.started:
+    return hlo_overlap.after_start(module, *run.started)
+  if i.opcode.endswith("-start") or i.opcode == "send":
+    return hlo_overlap.after_start(module, run.computation, i.name)
+  if not parts:
+    return None
+  # What the parts are woven into counts, that of the last one too.
+  names = list(module.computations[run.computation])
+  first, last = names.index(parts[0]), names.index(parts[-1])
+  return hlo_overlap.within(module, run.computation, names[first : last + 1], "")
 
 
 def _part(i: Instruction) -> tuple[str, str] | None:

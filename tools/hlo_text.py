@@ -91,13 +91,13 @@ class Run:
     computation: its name.
     times: how often a step runs it.
     known: False where a loop on the way does not say how often it turns (taken as 1).
-    background: whether other work goes on meanwhile.
+    started: the computation and the name of the instruction that starts it and goes on.
   """
 
   computation: str
   times: int
   known: bool = True
-  background: bool = False
+  started: tuple[str, str] | None = None
 
 
 def parse(text: str) -> Module:
@@ -147,11 +147,11 @@ def runs(module: Module) -> Iterator[Run]:
         trips = trip_count(module, i)
         known = run.known and trips is not None
         times = run.times * (trips or 1)
-        stack += [Run(c, times, known, run.background) for c in called["body"]]
+        stack += [Run(c, times, known, run.started) for c in called["body"]]
       elif i.opcode in ("call", "conditional", "async-start"):
         names = [name for group in called.values() for name in group]
-        background = run.background or i.opcode == "async-start"
-        stack += [Run(c, run.times, run.known, background) for c in names]
+        here = (run.computation, i.name) if i.opcode == "async-start" else run.started
+        stack += [Run(c, run.times, run.known, here) for c in names]
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:

@@ -26,13 +26,14 @@ _ALIAS = re.compile(r"\{(\d*)\}: \((\d+), \{(\d*)\}")
 def total(module: Module) -> int:
   """Returns the bytes that one chip reads from and writes to its memory in a step."""
   return sum(
-    run.times * _moved(module, module.computations[run.computation], i)
+    run.times * moved(module, module.computations[run.computation], i)
     for run in hlo_text.runs(module)
     for i in module.computations[run.computation].values()
   )
 
 
-def _moved(module: Module, scope: Mapping[str, Instruction], i: Instruction) -> int:
+def moved(module: Module, scope: Mapping[str, Instruction], i: Instruction) -> int:
+  """Returns the bytes that one instruction reads from and writes to the memory."""
   if i.opcode in _FREE or i.opcode.endswith("-done"):
     return 0
   if i.opcode == "custom-call" and not i.operands:  # room for what others will write

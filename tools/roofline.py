@@ -1,11 +1,12 @@
 """A bound on a step's time from its FLOPs, its memory traffic and its collectives.
 
-  step = max(compute, memory, collectives, max(compute, memory) + synchronous ones)
+  step = max(compute, memory, collectives, max(compute, memory) + exposed)
 
 compute: executed FLOPs at the matrix peak; memory: bytes moved at the full rate;
 collectives: bytes over the links that the group can use. All at 100 %, so that the step
 is a lower bound and the MFU an upper one: real programs reach some share of each.
-What the compiler made asynchronous is taken to hide behind the rest, nothing else is.
+A collective that the compiler made asynchronous hides behind what runs until it ends,
+at most as long as that takes by the same rates; nothing else is hidden.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,13 +50,13 @@ class Estimate:
   compute: float
   memory: float
   collectives: float
-  synchronous: float
+  exposed: float
 
   @property
   def step(self) -> float:
     """The bound; see the module."""
     busy = max(self.compute, self.memory)
-    return max(busy + self.synchronous, self.collectives)
+    return max(busy + self.exposed, self.collectives)
 
   @property
   def limit(self) -> str:
@@ -89,8 +90,14 @@ def estimate(
     compute=flops / chip.flops,
     memory=traffic / chip.hbm_rate,
     collectives=sum(s for _, s in found),
-    synchronous=sum(s for c, s in found if not c.asynchronous),
+    exposed=sum(max(s - c.times * hidden(c, chip), 0.0) for c, s in found),
   )
+
+
+def hidden(c: Collective, chip: Chip) -> float:
+  """Returns the seconds that other work takes while a collective is under way."""
+  work = c.meanwhile or ()
+  return sum(max(flops / chip.flops, size / chip.hbm_rate) for flops, size in work)
 
 
 def seconds(c: Collective, chip: Chip, links: Links) -> float:

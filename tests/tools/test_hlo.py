@@ -1,6 +1,6 @@
 import pytest
 
-from tools import hlo_collectives, hlo_text, hlo_traffic
+from tools import hlo_collectives, hlo_flops, hlo_overlap, hlo_text, hlo_traffic
 
 MESH = {"data": 2, "fsdp": 1, "expert": 4, "tensor": 1}
 
@@ -159,6 +159,84 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
   (c,) = found(text)
   assert (c.kind, c.axes, c.bytes, c.asynchronous) == ("all-to-all", ("expert",), 24, 1)
+  assert c.meanwhile == ()  # nothing stands in between
+
+
+# Products of all kinds; "batch" is [b, m, k] x [b, k, n] as the TPU compiler writes it.
+PRODUCTS = """
+%inside (p.0: bf16[6,4], p.1: bf16[4,5]) -> bf16[6,5] {
+  %p.0 = bf16[6,4]{1,0} parameter(0)
+  %p.1 = bf16[4,5]{1,0} parameter(1)
+  ROOT %c = bf16[6,5]{1,0} convolution(%p.0, %p.1), dim_labels=bf_io->bf
+}
+
+%more (s.0: (s32[], bf16[6,5])) -> pred[] {
+  %s.0 = (s32[], bf16[6,5]{1,0}) parameter(0)
+  %i.0 = s32[] get-tuple-element(%s.0), index=0
+  %limit = s32[] constant(3)
+  ROOT %less = pred[] compare(%i.0, %limit), direction=LT
+}
+
+%body (s.1: (s32[], bf16[6,5])) -> (s32[], bf16[6,5]) {
+  %s.1 = (s32[], bf16[6,5]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%s.1), index=0
+  %a.1 = bf16[6,4]{1,0} constant({...})
+  %b.1 = bf16[4,5]{1,0} constant({...})
+  %f = bf16[6,5]{1,0} fusion(%a.1, %b.1), kind=kOutput, calls=%inside
+  ROOT %t.1 = (s32[], bf16[6,5]{1,0}) tuple(%i.1, %f)
+}
+
+ENTRY %main (x: f32[16], a: bf16[7,6,4], b: bf16[7,4,5], i: bf16[2,9,3]) -> f32[16] {
+  %x = f32[16]{0} parameter(0)
+  %a = bf16[7,6,4]{2,1,0} parameter(1)
+  %b = bf16[7,4,5]{2,1,0} parameter(2)
+  %i = bf16[2,9,3]{2,1,0} parameter(3)
+  %k = bf16[3,3,8]{2,1,0} constant({...})
+  %zero = s32[] constant(0)
+  %s.2 = (s32[], bf16[6,5]{1,0}) tuple(%zero, %a)
+  %start = ((f32[16]{0}), f32[16]{0}, u32[]) all-to-all-start(%x), \
+replica_groups=[2,4]<=[8], dimensions={0}
+  %batch = bf16[7,6,5]{2,1,0} convolution(%a, %b), \
+window={size=7 stride=6 pad=0_0 lhs_dilate=7}, dim_labels=0bf_0io->0bf
+  %loop = (s32[], bf16[6,5]{1,0}) while(%s.2), condition=%more, body=%body
+  %done = f32[16]{0} all-to-all-done(%start)
+  %same = bf16[2,9,8]{2,1,0} convolution(%i, %k), window={size=3 pad=1_1}, \
+dim_labels=b0f_0io->b0f
+  %dot = bf16[7,6,5]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, \
+lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}
+  ROOT %y = f32[16]{0} negate(%done)
+}
+"""
+
+
+def test_flops_of_products_by_their_definition():
+  module = hlo_text.parse(PRODUCTS)
+  scope = module.computations["main"]
+  each = {name: hlo_flops.of(module, scope, i) for name, i in scope.items()}
+  assert each["batch"] == each["dot"] == 2 * 7 * 6 * 4 * 5
+  assert each["same"] == 2 * 2 * (3 * 9 - 2) * 3 * 8  # two taps are in the padding
+  one = 2 * 6 * 4 * 5
+  assert hlo_flops.total(module) == sum(each.values()) + 3 * one
+
+
+def test_what_runs_until_a_collective_ends_can_hide_it():
+  (c,) = hlo_collectives.find(hlo_text.parse(PRODUCTS), MESH)
+  assert c.meanwhile is not None
+  flops, moved = map(sum, zip(*c.meanwhile, strict=True))
+  assert flops == 2 * 7 * 6 * 4 * 5 + 3 * 2 * 6 * 4 * 5  # not what comes after it
+  assert moved == 2 * 7 * (6 * 4 + 4 * 5 + 6 * 5) + 3 * 2 * (6 * 4 + 4 * 5 + 6 * 5)
+  endless = PRODUCTS.replace("all-to-all-done(%start)", "negate(%x)")
+  (c,) = hlo_collectives.find(hlo_text.parse(endless), MESH)
+  assert c.meanwhile == hlo_overlap.UNKNOWN
+
+
+def test_work_that_parts_are_woven_into_hides_them():
+  (c,) = (c for c in found() if c.asynchronous)
+  module = hlo_text.parse(STEP)
+  scope = module.computations["body"]
+  assert c.meanwhile == tuple(
+    (0, hlo_traffic.moved(module, scope, scope[name])) for name in ("start", "done")
+  )
 
 
 @pytest.mark.parametrize(
