@@ -95,6 +95,9 @@ def moe() -> ConfigDict:
   c.priority = True  # token_choice: the surest tokens get the slots first
   c.noise = 1.0  # token_choice: std while training, in units of 1 / experts
   c.dispatch = "gather"  # "gather" | "einsum" | "dropless": no capacity (token_choice)
+  # In how many pieces slots travel over config.mesh.expert; 2 hides half of it on TPUs,
+  # but not on v5e (docs/scale.md).
+  c.pieces = 1
   c.dropless_kernel = "auto"  # by the device | "megablox" | "ragged_dot"
   c.statistics = "global"  # of the losses: over the "global" batch or each "group"
   c.identical_init = False  # all experts of a layer start equal, as V-MoE's do

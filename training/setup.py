@@ -24,12 +24,18 @@ from training import step as step_lib
 # What the compiler is told of the train step, by platform (docs/performance.md). cuBLAS
 # multiplies: it adds a bias and applies an activation in passing. Products that share
 # weights, as modalities do, stay apart: their tokens would be copied side by side.
+# The gradients of kernels are scattered whole: left to itself, the TPU compiler lets
+# parts of those of the experts travel round by round, and waits (docs/scale.md).
 COMPILER: dict[str, dict[str, bool | int]] = {
   "gpu": {
     "xla_gpu_enable_triton_gemm": False,
     "xla_gpu_dot_merger_threshold_mb": 0,
-  }
+  },
+  "tpu": {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": False},
 }
+# What it is told besides where slots travel in pieces, and the chips that cannot.
+IN_BACKGROUND = {"xla_tpu_enable_async_all_to_all": True}
+SYNCHRONOUS = ("TPU v5 lite", "TPU v5e")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +128,21 @@ class Setup:
       step,
       donate_argnums=0,
       out_shardings=(shardings, None),
-      compiler_options=COMPILER.get(self.mesh.devices.flat[0].platform),
+      compiler_options=self._compiler_options(),
     )
+
+  def _compiler_options(self) -> dict[str, bool | int]:
+    device, pieces = self.mesh.devices.flat[0], self.config.model.moe.pieces
+    options = COMPILER.get(device.platform, {})
+    if pieces == 1 or device.platform != "tpu":
+      return options
+    if device.device_kind in SYNCHRONOUS:
+      raise ValueError(
+        f"config.model.moe.pieces = {pieces} on {device.device_kind}: its exchanges "
+        "cannot go on in the background, and pieces cost time. Set "
+        "config.model.moe.pieces = 1."
+      )
+    return options | IN_BACKGROUND
 
   def put(self, batch) -> Batch:
     """Returns this process's rows as global arrays, without keys that nobody reads."""

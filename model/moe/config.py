@@ -37,6 +37,8 @@ class MoeConfig:
     dispatch: "gather", or the one-hot "einsum" that it is tested against; or
       "dropless": no slots, so that no capacity applies (see `model.moe.dropless`). The
       soft router is two matmuls, whichever of the first two this names.
+    pieces: in how many pieces slots travel to experts on other devices and back: with
+      2, the experts compute one while the other is on its way.
     dropless_kernel: "megablox" | "ragged_dot" | "auto", what the device does well.
     statistics: importance, load, gshard and global entropy over the "global" batch, or
       over each "group" and then averaged. Which one LIMoE used is unverified.
@@ -61,6 +63,7 @@ class MoeConfig:
   priority: bool = True
   noise: float = 1.0
   dispatch: str = "gather"
+  pieces: int = 1
   dropless_kernel: str = "auto"
   statistics: str = "global"
   weight: float = 0.04
@@ -70,7 +73,7 @@ class MoeConfig:
   identical_init: bool = False
 
   def __post_init__(self):
-    for key in ("experts", "k", "slots", "group"):
+    for key in ("experts", "k", "slots", "group", "pieces"):
       if getattr(self, key) < 1:
         raise ValueError(
           f"{WHERE}.{key} = {getattr(self, key)}, expected a whole number above 0."
@@ -102,6 +105,11 @@ class MoeConfig:
           f"{WHERE}.{key} = {getattr(self, key)!r}: "
           f"{catalogue.near_misses(str(getattr(self, key)), list(known))}"
         )
+    if self.dispatch == "dropless" and self.pieces > 1:
+      raise ValueError(
+        f"{WHERE}.pieces = {self.pieces} with {WHERE}.dispatch = 'dropless': there are "
+        f"no slots that could travel in pieces. Set {WHERE}.pieces = 1."
+      )
     self._check_losses()
     catalogue.find(ROUTERS, self.router, "Router").check(self)
 

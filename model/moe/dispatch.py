@@ -10,6 +10,7 @@ Axis letters: g group, s tokens of a group, e experts, c capacity, k choices, w 
 
 from collections.abc import Callable
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from model.moe.router import Mixed, Routes, Taken
 from model.types import BATCH_AXES, Array
 
 P = PartitionSpec
+_TILE = 8  # rows, on TPUs
 PRODUCT = "expert_product"  # names the results of the experts' matmuls, for remat
 Experts = Callable[[Array], Array]  # [e, r, w] -> [e, r, w], each expert its own r rows
 
@@ -47,6 +49,7 @@ def apply(
   x: Array,
   routes: Routes | Taken | Mixed,
   method: str = "gather",
+  pieces: int = 1,
 ) -> Array:
   """Applies to each token the experts it was routed to, weighted by their gates.
 
@@ -56,6 +59,8 @@ def apply(
     routes: for g groups, e experts and c slots.
     method: "gather", or "einsum", the one-hot reference: O(s * e * c) memory. Mixtures
       of all tokens have no rows to gather: they are two einsums by either name.
+    pieces: in how many pieces slots travel, if they do: the experts can compute one
+      while the next is on its way.
 
   Returns:
     [g, s, w] in the dtype of the experts; exactly 0 for a token that no expert serves.
@@ -63,10 +68,27 @@ def apply(
   if method == "einsum":
     routes = _dense(routes, x.shape[1])
   send, receive = _METHODS[type(routes)]
-  slots = _exchange(send(x, routes), outwards=True)
+  slots = send(x, routes)
+  travel = mesh_axes().get("expert", 1) > 1
+  spans = _spans(slots.shape[2], pieces if travel else 1)
+  done = [_serve(experts, slots[:, :, span]) for span in spans]
+  return receive(jnp.concatenate(done, axis=2), routes, x.shape[1])
+
+
+def _serve(experts: Experts, slots: Array) -> Array:
+  """Slots [e, g, c, w] -> [e, g, c, w], through the experts and back."""
+  slots = _exchange(slots, outwards=True)
   e, g, c, w = slots.shape
   slots = experts(slots.reshape(e, g * c, w)).reshape(e, g, c, -1)
-  return receive(_exchange(slots, outwards=False), routes, x.shape[1])
+  return _exchange(slots, outwards=False)
+
+
+def _spans(c: int, pieces: int) -> list[slice]:
+  """Cuts c slots into `pieces` at most, where tiles of memory end: none is split."""
+  tiles = -(-c // _TILE)
+  n = min(pieces, tiles)
+  ends = [_TILE * (tiles * i // n) for i in range(n)] + [c]
+  return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def _batch_axes() -> tuple[str, ...]:

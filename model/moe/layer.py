@@ -8,6 +8,7 @@ s tokens of a group, e experts, c capacity, k choices, w width, m hidden width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import functools
 
 from flax import linen as nn
 import jax
@@ -106,16 +107,16 @@ class MoeMlp(nn.Module):
       mlp=self.mlp,
       identical_init=self.config.identical_init,
       dtype=self.dtype,
-      activation=self.activation,
       name="experts",
     )
 
   def _dispatch(self, experts: "Experts", x: Array, routing: Routing) -> Array:
     c, routes = self.config, routing.routes
-    if not isinstance(routes, Chosen):
-      return dispatch.apply(experts, x, routes, c.dispatch)
     weights = experts.weights(x.shape[-1])
-    return dropless.apply(weights, self.activation, x, routes, c.dropless_kernel)
+    if isinstance(routes, Chosen):
+      return dropless.apply(weights, self.activation, x, routes, c.dropless_kernel)
+    mlp = functools.partial(_mlp, weights, self.activation)
+    return dispatch.apply(mlp, x, routes, c.dispatch, c.pieces)
 
   def _sow(self, routing: Routing, shape: tuple[int, ...]) -> None:
     expert, load = routing.expert, routing.load
@@ -170,36 +171,39 @@ def _where(modality: Modalities, group: int) -> Iterator[tuple[str, np.ndarray]]
 
 
 class Experts(nn.Module):
-  """The experts' MLPs, stacked on a leading axis: [e, r, w] -> [e, r, w].
+  """The parameters of the experts' MLPs, stacked on a leading axis.
 
   Attributes:
     experts: e.
     mlp: hidden width, m.
     identical_init: whether all experts start from the same weights.
-    dtype: of the matmuls and of the result.
-    activation: between the two layers.
+    dtype: of what is returned; the parameters are f32.
   """
 
   experts: int
   mlp: int
   identical_init: bool = False
   dtype: jnp.dtype = jnp.float32
-  activation: Callable[[Array], Array] = nn.gelu
 
   def setup(self) -> None:
     """Names the parameters."""
     stack = self.experts, self.identical_init, self.dtype
     self.up, self.down = Stack(*stack), Stack(*stack)
 
-  def weights(self, width: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+  def weights(self, width: int) -> tuple[dropless.Linear, dropless.Linear]:
     """Returns ([e, w, m], [e, m]) and ([e, m, w], [e, w]): kernels and biases."""
     up = self.up(width, self.mlp, (None, "tensor"))
     return up, self.down(self.mlp, width, ("tensor", None))
 
-  def __call__(self, x: Array) -> Array:
-    """Applies expert i to x[i]; x is [e, r, w]."""
-    up, down = self.weights(x.shape[-1])
-    return _linear(self.activation(_linear(x, *up)), *down)
+
+def _mlp(
+  weights: tuple[dropless.Linear, dropless.Linear],
+  activation: Callable[[Array], Array],
+  x: Array,
+) -> Array:
+  """Applies expert i to x[i]: [e, r, w] -> [e, r, w]."""
+  up, down = weights
+  return _linear(activation(_linear(x, *up)), *down)
 
 
 def _linear(x: Array, kernel: Array, bias: Array) -> Array:

@@ -1,5 +1,8 @@
 """The train step: microbatches, auxiliary losses, freezing, devices."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,10 +191,27 @@ def test_the_norm_of_the_gradients_keeps_no_squares():
 
 
 def test_the_compiler_is_told_what_its_platform_wants(monkeypatch):
-  assert set(setup_lib.COMPILER) == {"gpu"}
+  assert set(setup_lib.COMPILER) == {"gpu", "tpu"}
   monkeypatch.setitem(setup_lib.COMPILER, "cpu", {"xla_no_such_option": 1})
   setup = one_device(tiny())
   with jax.set_mesh(setup.mesh):
     lowered = setup.train_step().lower(setup.abstract_state(), setup.batch_spec())
     with pytest.raises(Exception, match="xla_no_such_option"):
       lowered.compile()
+
+
+def test_pieces_are_for_chips_that_exchange_in_the_background():
+  config = tiny()
+  setup = one_device(config)
+
+  def told(kind, pieces):
+    config.model.moe.pieces = pieces
+    device = types.SimpleNamespace(platform="tpu", device_kind=kind)
+    mesh = types.SimpleNamespace(devices=np.array([device]))
+    return dataclasses.replace(setup, mesh=mesh)._compiler_options()
+
+  assert told("TPU v5", 1) == told("TPU v5 lite", 1) == setup_lib.COMPILER["tpu"]
+  more = told("TPU v5", 2).items() - setup_lib.COMPILER["tpu"].items()
+  assert dict(more) == setup_lib.IN_BACKGROUND
+  with pytest.raises(ValueError, match=r"model\.moe\.pieces = 2 on TPU v5 lite"):
+    told("TPU v5 lite", 2)

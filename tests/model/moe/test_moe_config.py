@@ -72,6 +72,8 @@ def test_zero_disables_a_loss():
     (dict(router="top_k"), ["config.model.moe.router = 'top_k'", "token_choice"]),
     (dict(router="expert_choise"), ["config.model.moe.router", "mean expert_choice"]),
     (dict(slots=0), ["config.model.moe.slots = 0"]),
+    (dict(pieces=0), ["pieces = 0", "above 0"]),
+    (dict(pieces=2, dispatch="dropless"), ["pieces = 2", "no slots"]),
     (dict(dropless_kernel="megablocks"), ["dropless_kernel", "did you mean megablox?"]),
     (dict(statistics="groups"), ["config.model.moe.statistics", "mean group"]),
     (dict(experts=5), ["config.model.moe.min_experts.image = 5.0", "log 5"]),

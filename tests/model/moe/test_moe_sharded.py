@@ -12,6 +12,7 @@ import pytest
 from model.moe.config import MoeConfig
 from model.moe.layer import MoeMlp
 from model.types import BATCH_AXES, MESH_AXES
+from tools import hlo_collectives, hlo_text
 
 P = PartitionSpec
 B, W, M, E = 16, 8, 16, 8
@@ -35,13 +36,14 @@ def _mesh(data=1, fsdp=1, expert=1, tensor=1):
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
-def _layer(k, capacity, dispatch="gather"):
+def _layer(k, capacity, dispatch="gather", pieces=1):
   config = MoeConfig(
     experts=E,
     k=k,
     group=2,
     capacity=capacity,
     dispatch=dispatch,
+    pieces=pieces,
     dropless_kernel="ragged_dot",
     losses=(
       ("importance", 1.0),
@@ -135,6 +137,21 @@ def test_eight_devices_equal_one(data, single, sizes, k, capacity, dispatch):
   kernel = E * W * M // sizes.get("expert", 1) // sizes.get("tensor", 1)
   assert {np.prod([int(n) for n in dims.split(",")]) for dims in gathered} <= {kernel}
   assert "collective-permute" not in collectives
+
+
+def test_slots_in_pieces_are_exchanged_piece_by_piece_and_kernels_once(data, single):
+  mesh = _mesh(data=2, fsdp=2, expert=2)
+  actual, text = _sharded(_layer(2, 4.0, pieces=2), mesh, data)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, single(2, 4.0)
+  )
+  found = hlo_collectives.find(hlo_text.parse(text), dict(mesh.shape))
+  sent = [c.bytes for c in found if c.kind == "all-to-all"]
+  # 20 slots are 3 tiles of 8 rows: 8 and 12, of 8 experts in f32; half of them leave.
+  half = E * W * 4 // 2
+  assert sorted(sent) == 4 * [8 * half] + 4 * [12 * half]
+  _, whole = _sharded(_layer(2, 4.0), mesh, data)
+  assert text.count(" all-gather(") == whole.count(" all-gather(")
 
 
 @pytest.mark.parametrize(
