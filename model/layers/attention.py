@@ -6,7 +6,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import matmul
+from model.layers import device, matmul
 from model.types import Array
 
 IMPLEMENTATIONS = ("xla", "cudnn")
@@ -82,7 +82,10 @@ def _dense(
     return _cudnn(q, k, v, allowed, None, causal)
   # Written out, since the XLA path of jax.nn's breaks strict promotion. Heads before
   # tokens is how XLA multiplies anyway: asked for, it copies less. The division comes
-  # after the values, where there is less to divide (docs/performance.md).
+  # after the values, where there is less to divide, except on TPUs, where it costs
+  # nothing and the backward pass lays the scores out anew without it
+  # (docs/performance.md).
+  late = not device.is_tpu()
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
   logits = jnp.einsum(
@@ -96,10 +99,9 @@ def _dense(
   top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   weights = jnp.exp(logits - top)
   total = jnp.sum(weights, axis=-1, keepdims=True)
-  y = jnp.einsum(
-    "bhqn,bhnd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-  )
-  return jnp.swapaxes((y / total).astype(v.dtype), 1, 2)
+  weights = (weights if late else weights / total).astype(v.dtype)
+  y = jnp.einsum("bhqn,bhnd->bhqd", weights, v, preferred_element_type=jnp.float32)
+  return jnp.swapaxes((y / total if late else y).astype(v.dtype), 1, 2)
 
 
 def _cudnn(
@@ -148,7 +150,8 @@ class _Project(nn.Module):
   """A linear map to heads, which are parted after the bias is added.
 
   Before that, product and bias are of matrices: a GPU's product adds such a bias for
-  nothing, where that of `nn.DenseGeneral` takes a pass over the memory.
+  nothing, where that of `nn.DenseGeneral` takes a pass over the memory. On TPUs they
+  are of tokens and heads, see `matmul.dot_general`.
 
   Attributes:
     heads: h.
@@ -174,6 +177,8 @@ class _Project(nn.Module):
     kernel = self.param("kernel", init, (x.shape[-1], *shape))
     bias = self.param("bias", nn.initializers.zeros, shape)
     x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+    if device.is_tpu():
+      return jnp.einsum("bnw,whd->bnhd", x, kernel) + bias[None, None]
     y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
     return (y + bias.reshape(1, -1)).reshape(*x.shape[:-1], *shape)
 

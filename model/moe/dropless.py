@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from model.layers import device
 from model.moe import dispatch
 from model.moe.config import WHERE
 from model.moe.router import Chosen
@@ -58,7 +59,7 @@ def apply(
   axes = {name: size for name, size in dispatch.mesh_axes().items() if size > 1}
   if weights[0][0].shape[-1] % axes.get("tensor", 1):
     del axes["tensor"]  # the sharding rules replicate what does not divide, too
-  platform, kind = _device()
+  platform, kind = device.ambient()
   local = functools.partial(
     _local,
     activation=activation,
@@ -102,14 +103,6 @@ def choose(kernel: str, platform: str, kind: str) -> str:
     f"{WHERE}.capacity = experts / k, which drops nothing either; or, to test, "
     f"{WHERE}.dropless_kernel = 'ragged_dot' or 'megablox'."
   )
-
-
-def _device() -> tuple[str, str]:
-  """Returns (platform, kind) of the ambient mesh, else of the default device."""
-  # The mesh first: a program for a TPU may be compiled where there is none.
-  mesh = jax.sharding.get_abstract_mesh()
-  device = getattr(mesh, "abstract_device", None) or jax.devices()[0]
-  return device.platform, device.device_kind
 
 
 def _matmul(kernel: str, *, interpret: bool) -> Callable[[Array, Array, Array], Array]:
