@@ -216,9 +216,9 @@ def _of_text(
   links = roofline.Links.of(devices, chip.torus)
   traffic = hlo_traffic.total(module)
   work["compiled"] = hlo_flops.total(module) * len(devices)
-  bound = roofline.estimate(
-    work["executed"] / len(devices), traffic, found, chip, links
-  )
+  # What the compiler did not do again is not counted, but nor is what kernels do.
+  done = work["executed" if hlo_flops.has_kernels(module) else "compiled"]
+  bound = roofline.estimate(done / len(devices), traffic, found, chip, links)
   largest = sorted(found, key=lambda c: -c.total)[:LARGEST]
   keep = ("kind", "axes", "shape", "times", "bytes", "asynchronous", "source")
   return {

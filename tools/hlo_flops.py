@@ -20,6 +20,7 @@ _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
 _GROUPS = re.compile(r"\b(feature|batch)_group_count=(\d+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 Scope = Mapping[str, Instruction]
 
 
@@ -30,6 +31,12 @@ def total(module: Module) -> int:
     for run in hlo_text.runs(module)
     for i in module.computations[run.computation].values()
   )
+
+
+def has_kernels(module: Module) -> bool:
+  """Returns whether it calls kernels of Pallas, whose FLOPs the text does not tell."""
+  every = (i for scope in module.computations.values() for i in scope.values())
+  return any(i.opcode == "custom-call" and _KERNEL in i.rest for i in every)
 
 
 def of(module: Module, scope: Scope, i: Instruction) -> int:

@@ -217,6 +217,12 @@ def test_flops_of_products_by_their_definition():
   assert each["same"] == 2 * 2 * (3 * 9 - 2) * 3 * 8  # two taps are in the padding
   one = 2 * 6 * 4 * 5
   assert hlo_flops.total(module) == sum(each.values()) + 3 * one
+  assert not hlo_flops.has_kernels(module)
+  call = (
+    '%same = bf16[2,9,8]{2,1,0} custom-call(%i), custom_call_target="tpu_custom_call"'
+  )
+  line = next(x for x in PRODUCTS.splitlines() if "%same =" in x)
+  assert hlo_flops.has_kernels(hlo_text.parse(PRODUCTS.replace(line, "  " + call)))
 
 
 def test_what_runs_until_a_collective_ends_can_hide_it():
