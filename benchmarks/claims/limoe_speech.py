@@ -132,8 +132,9 @@ def measure(settings: Mapping[str, Any], workdir: str) -> Measured:
 
 
 def by_length(columns: Mapping[str, Any]) -> float:
-  """Returns the R@10 of who knows nothing of clips and captions but their order of
-  length: the mean of both directions, as the claim's own.
+  """Returns the R@10 of clips and captions by their order of length alone.
+
+  The mean of both directions, over the columns of `stamps`.
   """
   letters = [len(caption["fr"][0]) for caption in columns["captions"]]
   ids, z = np.asarray(columns["id"]), {}

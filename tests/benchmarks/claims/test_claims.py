@@ -145,8 +145,8 @@ def test_a_claim_whose_data_are_not_there_does_not_stop_the_others(
 
 
 def test_a_misspelt_key_is_answered_with_its_neighbour(tmp_path, capsys):
-  assert claims.main(["symil", "--work", str(tmp_path)]) == 1
-  assert "did you mean symile?" in capsys.readouterr().err
+  assert claims.main(["filp", "--work", str(tmp_path)]) == 1
+  assert "did you mean filip?" in capsys.readouterr().err
 
 
 def test_the_command_needs_a_key_or_all(capsys):
