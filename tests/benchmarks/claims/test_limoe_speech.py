@@ -175,10 +175,13 @@ def test_the_plot_shows_arms_with_and_without_experts_and_speech(tmp_path):
         for m in known:
           arrays |= {f"effective_experts_{m}": [3, 2, 1], f"served_{m}": [1, 1, 1]}
         arrays["load_held_out"] = rng.uniform(size=(1, len(known), 8)).tolist()
-      figures = {"chance": 0.1} | {f"recall_{n}": rng.uniform() for n in names}
+      figures = {"chance": 0.1, "length": 0.2} | {
+        f"recall_{n}": rng.uniform() for n in names
+      }
       runs.append({"arm": arm, "seed": seed, "figures": figures, "arrays": arrays})
   arms = limoe_speech.ARMS
   fig = limoe_speech.draw({"title": "x", "arms": arms, "seeds": [1, 2], "runs": runs})
+  assert fig.axes[1].lines[-1].get_ydata()[0] == pytest.approx(0.2)
   _, labels = fig.axes[3].get_legend_handles_labels()
   assert labels == [arm for arm in arms if arm != "dense"]
   # Curves of the sparse arms that hear, and the threshold.
