@@ -137,21 +137,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f"name claims, or --all, or --wave; there are: {', '.join(keys())}")
   logging.set_verbosity(logging.ERROR)  # a collapse is what some arms are there for
   try:
-    for key in chosen(args):
-      if args.tune:
-        tune(key)
-        continue
-      if args.write:
-        records = json.loads(results(key, args.docs).read_text())["runs"]
-      else:
-        records = run(key, args.work, args.seeds)
-      result = write(key, args.docs, records)
-      print(f"{key}: {result['title']}\n")
-      print(page.figures(result), page.verdicts(result), sep="\n\n")
-  except (OSError, ValueError) as e:
+    asked = chosen(args)
+  except OSError as e:
     print(f"claims: {e}", file=sys.stderr)
     return 1
-  return 0
+  status = 0
+  for key in asked:
+    try:
+      _one(key, args)
+    except (OSError, ValueError) as e:  # such as data that are not there: others go on
+      print(f"claims: {key}: {e}", file=sys.stderr)
+      status = 1
+  return status
+
+
+def _one(key: str, args: argparse.Namespace) -> None:
+  """Does what the command line asks for, of one claim."""
+  if args.tune:
+    tune(key)
+    return
+  if args.write:
+    records = json.loads(results(key, args.docs).read_text())["runs"]
+  else:
+    records = run(key, args.work, args.seeds)
+  result = write(key, args.docs, records)
+  print(f"{key}: {result['title']}\n")
+  print(page.figures(result), page.verdicts(result), sep="\n\n")
 
 
 if __name__ == "__main__":

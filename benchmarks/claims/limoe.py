@@ -8,8 +8,7 @@ configs/limoe_emoji.py, run by the training loop as it is, smaller, and without 
 paths past the trunk, which would learn most of the matching without it.
 """
 
-from collections.abc import Mapping, Sequence
-import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -17,11 +16,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 
+from benchmarks.claims.shared import sparse
 from benchmarks.claims.shared.claim import Claim, Measured
 from benchmarks.claims.shared.verdict import Rule, Statement
 from configs import limoe_emoji
 from tools import report_plots as plots
-from training import loop
 from training import metrics as metrics_lib
 
 # A ladder: each arm adds to the one named in it. All sparse ones but the last give
@@ -35,13 +34,8 @@ ARMS = {
   "full": "both, and batch priority: LIMoE",
 }
 MODALITIES = ("image", "text")
-TAIL = 20  # logged steps at the end over which figures of training are averaged
-HEAD = 3  # the same at the start
 WINDOW = 10  # logged steps before, whose median a spike is measured against
 SPIKE = 2.0  # times that median
-DEAD = 0.01  # of the mean load
-OWN = 0.9  # share of an expert's load that makes it one modality's own
-EVERY = 4  # logged steps between the points of the committed curves
 
 
 def settings(arm: str, seed: int) -> ConfigDict:
@@ -84,35 +78,20 @@ def settings(arm: str, seed: int) -> ConfigDict:
 
 def measure(config: ConfigDict, workdir: str) -> Measured:
   """Trains an arm and reads what the loop wrote down."""
-  finite = 1.0
-  try:
-    loop.run(config, workdir)
-  except loop.NotFinite:
-    finite = 0.0
-  rows = metrics_lib.read(workdir)
-  steps = [r for r in rows if "grad_norm" in r]
-  evaluation = next((r for r in rows if "eval/retrieval/i2t_r10" in r), {})
-  figures = {"finite": finite, "flops_per_step": metrics_lib.model_flops(config)}
+  run = sparse.train(config, workdir)
+  figures = {"finite": run.finite, "flops_per_step": metrics_lib.model_flops(config)}
   for k in (1, 10):
-    both = [evaluation.get(f"eval/retrieval/{d}_r{k}", 0.0) for d in ("i2t", "t2i")]
-    figures[f"recall{k}"] = float(np.mean(both))
-  norms = np.array([r["grad_norm"] for r in steps])
+    figures[f"recall{k}"] = run.retrieval(MODALITIES, f"r{k}")
+  norms = np.array([r["grad_norm"] for r in run.steps])
   ratio = spikes(norms)[config.optimizer.warmup // config.log_every :]
   figures["spikes"] = float(np.mean(ratio > SPIKE)) if len(ratio) else 0.0
   figures["largest_spike"] = float(ratio.max()) if len(ratio) else 0.0
-  figures["loss"] = float(np.mean([r["losses/objective"] for r in steps[-TAIL:]]))
-  arrays: dict[str, Any] = {"step": [r["step"] for r in steps[::EVERY]]}
-  arrays["grad_norm"] = _rounded(norms[::EVERY])
+  figures["loss"] = run.loss
+  arrays: dict[str, Any] = {"step": [r["step"] for r in run.steps[:: sparse.EVERY]]}
+  arrays["grad_norm"] = sparse.rounded(norms[:: sparse.EVERY])
   if config.model.moe.every:
-    figures |= routing(steps)
-    for m in MODALITIES:
-      for name in ("served", "effective_experts"):
-        arrays[f"{name}_{m}"] = _rounded(_series(steps, name, m)[::EVERY])
-    arrays["load_start"] = _rounded(_loads(steps[:HEAD]))
-    arrays["load"] = _rounded(_loads(steps[-TAIL:]))
-    saved = pathlib.Path(workdir) / "artifacts" / "routing.npz"
-    if saved.exists():
-      arrays["load_held_out"] = _rounded(np.load(saved)["load"])
+    figures |= sparse.routing(run.steps, MODALITIES)
+    arrays |= sparse.arrays(run, MODALITIES)
   return Measured(figures, arrays)
 
 
@@ -120,73 +99,6 @@ def spikes(norms: np.ndarray) -> np.ndarray:
   """Returns f32[n]: each gradient norm over the median of the WINDOW before it."""
   before = [norms[max(0, i - WINDOW) : i] for i in range(len(norms))]
   return np.array([x / np.median(b) if len(b) else 1.0 for x, b in zip(norms, before)])
-
-
-def routing(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Returns the figures of the router at the end of training, over sparse layers.
-
-  Served shares and effective experts are of the layer that has the least: means would
-  hide a collapse.
-  """
-  figures = {}
-  for m in MODALITIES:
-    for name in ("served", "effective_experts", "token_entropy"):
-      figures[f"{name}_{m}"] = float(_series(steps[-TAIL:], name, m).mean())
-  start, end = own_experts(_loads(steps[:HEAD])), own_experts(_loads(steps[-TAIL:]))
-  figures |= {f"own_{m}": end[m] for m in MODALITIES}
-  figures["own_more"] = sum(end.values()) - sum(start.values())
-  used = used_experts(_loads(steps[-TAIL:]))
-  return figures | {f"used_{m}": used[m] for m in MODALITIES}
-
-
-def used_experts(load: np.ndarray) -> dict[str, float]:
-  """Returns modality -> exp H of where its tokens go, in the layer that has the least.
-
-  Unlike effective experts, which are of the mean gate, flat gates do not raise it.
-
-  Args:
-    load: f32[layer, modality, e], choices served per token of the modality.
-  """
-  share = load / np.maximum(load.sum(axis=-1, keepdims=True), 1e-9)
-  entropy = -np.sum(share * np.log(np.maximum(share, 1e-9)), axis=-1)
-  return {m: float(np.exp(entropy[:, i].min())) for i, m in enumerate(MODALITIES)}
-
-
-def own_experts(load: np.ndarray) -> dict[str, float]:
-  """Returns modality -> how many experts of the last layer are its own.
-
-  An expert is one modality's own if OWN of its load is, where loads are per token of a
-  modality, so that the more numerous one has no head start. Dead experts are nobody's.
-
-  Args:
-    load: f32[layer, modality, e], choices served per token of the modality.
-  """
-  last = np.asarray(load)[-1]
-  total = last.sum(axis=0)
-  live = total > DEAD * total.mean()
-  share = last[:, live] / total[live]
-  return {m: float((share[i] >= OWN).sum()) for i, m in enumerate(MODALITIES)}
-
-
-def _series(steps: Sequence[Mapping[str, Any]], name: str, modality: str) -> np.ndarray:
-  """Returns f32[steps]: a metric of the sparse layer in which it is least."""
-  keys = [k for k in steps[0] if k.startswith("metrics/moe/layer")]
-  keys = [k for k in keys if k.endswith(f"/{name}/{modality}")]
-  return np.array([min(row[k] for k in keys) for row in steps])
-
-
-def _loads(steps: Sequence[Mapping[str, Any]]) -> np.ndarray:
-  """Returns f32[layer, modality, e]: mean load over steps, per token of a modality."""
-  layers = sorted(k.split("/")[2] for k in steps[0] if k.endswith("/load/text"))
-  rows = [
-    [[row[f"metrics/moe/{i}/load/{m}"] for m in MODALITIES] for i in layers]
-    for row in steps
-  ]
-  return np.mean(np.array(rows), axis=0)
-
-
-def _rounded(values: Any) -> list:
-  return np.round(np.asarray(values, np.float64), 4).tolist()
 
 
 @plots.styled
@@ -201,18 +113,13 @@ def draw(result: Mapping[str, Any]) -> Figure:
     (axes[1, 0], "grad_norm", "gradient norm"),
   )
   for ax, name, title in curves:
-    for arm, colour in colours.items():
-      lines = [r["arrays"] for r in result["runs"] if r["arm"] == arm]
-      if all(name in line for line in lines):
-        n = min(len(line[name]) for line in lines)
-        mean = np.mean([line[name][:n] for line in lines], axis=0)
-        ax.plot(lines[0]["step"][:n], mean, color=colour, label=arm)
-    ax.set(title=title, xlabel="step")
+    sparse.curves(ax, result, name, colours)
+    ax.set_title(title)
   axes[0, 1].axhline(_threshold("text"), color=plots.INK, ls=":", lw=1)
   axes[1, 0].set_yscale("log")
   axes[1, 0].legend(ncols=2)
   for ax, arm in ((axes[1, 1], "classic"), (axes[1, 2], "full")):
-    _matrix(ax, result, arm)
+    sparse.matrix(ax, result, arm, MODALITIES)
   fig.suptitle(f"{result['title']}: {len(result['seeds'])} seeds", x=0.01, ha="left")
   return fig
 
@@ -229,21 +136,6 @@ def _points(ax: Axes, result: Mapping[str, Any], colours: Mapping[str, str]) -> 
     ax.hlines(np.mean(values), i - 0.3, i + 0.3, color=colour)
   ax.set_xticks(range(len(colours)), list(colours), rotation=30, ha="right")
   ax.set_title("held-out recall at 10, both directions")
-
-
-def _matrix(ax: Axes, result: Mapping[str, Any], arm: str) -> None:
-  """Draws which modality each expert of the last layer serves, on held-out pairs."""
-  ended = (r for r in result["runs"] if "load_held_out" in r["arrays"])
-  run = next((r for r in ended if r["arm"] == arm), None)
-  if run is None:  # each of them diverged
-    return
-  load = np.array(run["arrays"]["load_held_out"])[-1]
-  order = np.argsort(load[1] / np.maximum(load.sum(axis=0), 1e-9))
-  ax.imshow(load[:, order], aspect="auto", cmap="Blues", vmin=0.0)
-  ax.grid(False)
-  ax.set_yticks(range(len(MODALITIES)), MODALITIES)
-  ax.set_xlabel("experts, from image's to text's")
-  ax.set_title(f"{arm}: share of a modality's tokens (seed {run['seed']})")
 
 
 # What was tried on seed 11 before the rules below were fixed; the last line is what

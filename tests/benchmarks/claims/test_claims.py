@@ -1,5 +1,6 @@
 """The command over a claim of a second's work; and what every claim keeps to."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -122,12 +123,30 @@ def test_a_claim_is_tuned_only_over_its_grid(tmp_path, capsys, monkeypatch):
 def test_one_seed_is_no_claim(tiny, tmp_path, capsys):
   words = ["--docs", str(tmp_path), "--work", str(tmp_path / "work")]
   assert claims.main(["tiny", "--seeds", "7", *words]) == 1
-  assert "claims: 1 seeds: a spread needs two" in capsys.readouterr().err
+  assert "claims: tiny: 1 seeds: a spread needs two" in capsys.readouterr().err
+
+
+def test_a_claim_whose_data_are_not_there_does_not_stop_the_others(
+  monkeypatch, tmp_path, capsys
+):
+  def absent(settings, workdir):
+    raise FileNotFoundError("get it by apt-get")
+
+  DONE.clear()
+  without = dataclasses.replace(TINY, measure=absent)
+  monkeypatch.setattr(claims, "keys", lambda: ["far", "tiny"])
+  monkeypatch.setattr(claims, "find", {"far": without, "tiny": TINY}.get)
+  words = ["--docs", str(tmp_path / "docs"), "--work", str(tmp_path / "work")]
+  assert claims.main(["--all", *words]) == 1
+  shown = capsys.readouterr()
+  assert "claims: far: get it by apt-get" in shown.err
+  assert len(DONE) == 6 and "| **held** |" in shown.out
+  assert [p.stem for p in (tmp_path / "docs" / "claims").iterdir()] == ["tiny"]
 
 
 def test_a_misspelt_key_is_answered_with_its_neighbour(tmp_path, capsys):
-  assert claims.main(["limo", "--work", str(tmp_path)]) == 1
-  assert "did you mean limoe?" in capsys.readouterr().err
+  assert claims.main(["filp", "--work", str(tmp_path)]) == 1
+  assert "did you mean filip?" in capsys.readouterr().err
 
 
 def test_the_command_needs_a_key_or_all(capsys):

@@ -44,18 +44,6 @@ def test_spikes_are_measured_against_what_came_before():
   assert growing.max() < limoe.SPIKE  # growth is no spike
 
 
-def test_an_expert_is_a_modalitys_own_by_share_of_tokens_not_by_count():
-  # Of [image, text], per token of each: text's; image's; shared alike; dead.
-  load = np.array([[[0.01, 0.60, 0.39, 1e-5], [0.60, 0.01, 0.39, 0.0]]])
-  assert limoe.own_experts(load) == {"image": 1.0, "text": 1.0}
-
-
-def test_used_experts_count_where_tokens_go_in_the_worst_layer():
-  even, one = np.full(4, 0.2), np.array([0.5, 0.0, 0.0, 0.0])
-  used = limoe.used_experts(np.array([[even, even], [even, one]]))
-  assert used["image"] == pytest.approx(4.0) and used["text"] == pytest.approx(1.0)
-
-
 def shrunk(arm):
   c = limoe.settings(arm, 0)
   c.model.embed_dim = 8
