@@ -33,8 +33,8 @@ def get_config(arg: str = ""):
   c.total_steps, c.batch_size = 3000, 128
   c.model.embed_dim = 128
   c.model.trunk.update(dict(width=192, depth=6, heads=4, mlp=512))
-  # Mean and deviation of log-mels of speech at about -20 dB.
-  log_mel = dict(rate=16_000, n_fft=400, hop=160, mean=-13.0, std=4.0)
+  # Mean and deviation of the log-mels of the French clips.
+  log_mel = dict(rate=16_000, n_fft=400, hop=160, mean=-19.6, std=3.2)
   size, tiny = (512, 64, 1), {}
   if args.runlocal:
     log_mel |= dict(rate=any_text.TINY_RATE, hop=any_text.TINY_HOP, n_fft=256)
