@@ -1,7 +1,8 @@
 """LIMoE H/14 from scratch on image-text pairs (arXiv 2206.02770).
 
 python train.py --config configs/limoe_h14.py:data=my_tfds --workdir gs://bucket/run
-The mesh is for 32 chips or a multiple; on fewer: --config.mesh.expert=N.
+The mesh is for 32 chips or a multiple; on fewer: --config.mesh.expert=N. On v5p:
+--config.model.remat=dots --config.model.moe.pieces=2 (docs/scale.md).
 About 5.6 B parameters, 0.675 B active per token: 32 experts in 12 of 32 blocks; which
 ones is not known, assumed are the last twelve of every second one. The high-resolution
 end phase is left out.

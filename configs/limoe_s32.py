@@ -2,7 +2,7 @@
 
 python train.py --config configs/limoe_s32.py:data=my_tfds --workdir gs://bucket/run
 The mesh is for 32 chips or a multiple; on fewer: --config.mesh.expert=N.
-Compiled for 256 v5e (docs/scale.md): 1.2 of 15.75 GiB; not run.
+Compiled for 256 v5e (docs/scale.md): 1.0 of 15.75 GiB; not run.
 32 experts in every second block: 4 of 8.
 Differences from the paper, where it is known: no JFT class names among the captions, a
 sentencepiece vocabulary trained on your own captions, AdamW's place taken by optax's
