@@ -188,7 +188,8 @@ def index(
     wave: {"key", "title", "paper"} of each paper to build first.
   """
   head = ["method", "paper", "code", "test", "claim", "verdict", "figures"]
-  rows = [_method_row(m, docs) for m in known]
+  keys = [m.key for m in known]
+  rows = [_method_row(m, keys, docs) for m in known]
   built = {m.key for m in known} | set(SURVEYS)
   claims = sum(NO_CLAIM not in row for row in rows)
   parts = [
@@ -240,22 +241,36 @@ def taxonomy(known: Sequence[Method], surveys: Iterable[Mapping[str, str]]) -> s
   return "\n\n".join(parts) + "\n"
 
 
-def _method_row(m: Method, docs: pathlib.Path) -> list[str]:
-  path = docs / "results" / "claims" / f"{m.key}.json"
-  result = json.loads(path.read_text()) if path.exists() else None
-  page = picture = "-"
-  if result is not None:
-    page = f"[{result['title']}](../claims/{m.key}.md)"
-    image = f"../figures/claims/{m.key}.png"
-    picture = f'[<img src="{image}" width="96" alt="figures of {m.key}">]({image})'
+def claims_of(key: str, keys: Iterable[str], docs: pathlib.Path) -> list[str]:
+  """Returns the claims of a method: KEY, and KEY_MORE if no method has that name.
+
+  Args:
+    key: of the method.
+    keys: of all methods.
+    docs: the folder of claims, figures and results.
+  """
+  there = sorted(p.stem for p in (docs / "results" / "claims").glob(f"{key}*.json"))
+  others = set(keys) - {key}
+  return [c for c in there if c == key or (c.startswith(f"{key}_") and c not in others)]
+
+
+def _method_row(m: Method, keys: Iterable[str], docs: pathlib.Path) -> list[str]:
+  claims = claims_of(m.key, keys, docs)
+  results = [
+    json.loads((docs / "results" / "claims" / f"{c}.json").read_text()) for c in claims
+  ]
+  shown = [(c, f"../figures/claims/{c}.png") for c in claims]
+  parts = [
+    [f"[{r['title']}](../claims/{c}.md)" for c, r in zip(claims, results, strict=True)],
+    [found(result) for result in results] or [found(None)],
+    [f'[<img src="{p}" width="96" alt="figures of {c}">]({p})' for c, p in shown],
+  ]
   return [
     f"[{m.title}](../../configs/methods/{m.key}.py)",
     _paper(m.paper),
     _files(m.files),
     _files(m.tests),
-    page,
-    found(result),
-    picture,
+    *("<br>".join(part) or "-" for part in parts),
   ]
 
 
