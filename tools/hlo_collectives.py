@@ -210,7 +210,7 @@ def _meanwhile(
   # What the parts are woven into counts, that of the last one too.
   names = list(module.computations[run.computation])
   first, last = names.index(parts[0]), names.index(parts[-1])
-  return hlo_overlap.within(module, run.computation, names[first : last + 1], "")
+  return hlo_overlap.of(module, run.computation, names[first : last + 1])
 
 
 def _part(i: Instruction) -> tuple[str, str] | None:

@@ -20,6 +20,7 @@ _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
 _GROUPS = re.compile(r"\b(feature|batch)_group_count=(\d+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_DEFAULTS = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 Scope = Mapping[str, Instruction]
 
@@ -80,15 +81,7 @@ def _convolution(scope: Scope, i: Instruction) -> int:
       left[axis],
       right[axis],
       out[axis],
-      *(
-        _at(window, key, int(axis), default)
-        for key, default in (
-          ("stride", "1"),
-          ("pad", "0_0"),
-          ("lhs_dilate", "1"),
-          ("rhs_dilate", "1"),
-        )
-      ),
+      *(_at(window, key, int(axis)) for key in _DEFAULTS),
     )
   groups = {kind: int(n) for kind, n in _GROUPS.findall(i.rest)}
   # right["i"] is what one group of features reads already.
@@ -102,8 +95,8 @@ def _window(text: str) -> dict[str, list[str]]:
   return {key: value.split("x") for key, value in parts}
 
 
-def _at(window: Mapping[str, list[str]], key: str, axis: int, default: str) -> str:
-  return window[key][axis] if key in window else default
+def _at(window: Mapping[str, list[str]], key: str, axis: int) -> str:
+  return window[key][axis] if key in window else _DEFAULTS[key]
 
 
 @functools.cache

@@ -26,18 +26,17 @@ def after_start(module: Module, computation: str, start: str) -> Work:
       return UNKNOWN
     current = user.name
     if user.opcode.endswith("-done"):
-      return within(module, computation, names[names.index(start) + 1 :], current)
+      return of(
+        module, computation, names[names.index(start) + 1 : names.index(current)]
+      )
 
 
-def within(module: Module, computation: str, names: Iterable[str], end: str) -> Work:
-  """Returns what the named instructions do, up to `end`, which is not one of them."""
+def of(module: Module, computation: str, names: Iterable[str]) -> Work:
+  """Returns what the named instructions of a computation do."""
   scope = module.computations[computation]
-  out: list[tuple[float, float]] = []
-  for name in names:
-    if name == end:
-      break
-    out += _work(module, computation, scope[name])
-  return tuple(out)
+  return tuple(
+    pair for name in names for pair in _work(module, computation, scope[name])
+  )
 
 
 def _work(module: Module, computation: str, i: Instruction) -> Work:

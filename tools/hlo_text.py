@@ -91,7 +91,8 @@ class Run:
     computation: its name.
     times: how often a step runs it.
     known: False where a loop on the way does not say how often it turns (taken as 1).
-    started: the computation and the name of the instruction that starts it and goes on.
+    started: (computation, name) of the async-start that runs it while other work goes
+      on; None: it is waited for.
   """
 
   computation: str

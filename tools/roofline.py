@@ -2,7 +2,7 @@
 
   step = max(compute, memory, collectives, max(compute, memory) + exposed)
 
-compute: executed FLOPs at the matrix peak; memory: bytes moved at the full rate;
+compute: products of matrices at their peak; memory: bytes moved at the full rate;
 collectives: bytes over the links that the group can use. All at 100 %, so that the step
 is a lower bound and the MFU an upper one: real programs reach some share of each.
 A collective that the compiler made asynchronous hides behind what runs until it ends,

@@ -82,9 +82,8 @@ def _dense(
     return _cudnn(q, k, v, allowed, None, causal)
   # Written out, since the XLA path of jax.nn's breaks strict promotion. Heads before
   # tokens is how XLA multiplies anyway: asked for, it copies less. The division comes
-  # after the values, where there is less to divide, except on TPUs, where it costs
-  # nothing and the backward pass lays the scores out anew without it
-  # (docs/performance.md).
+  # after the values, where there is less to divide (docs/performance.md), except on
+  # TPUs, whose backward pass then copies the scores (docs/scale.md).
   late = not device.is_tpu()
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)

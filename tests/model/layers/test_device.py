@@ -4,9 +4,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from model.layers import attention, device, matmul, mlp
+from model.layers import attention, device, mlp
 
 B, N, W = 2, 3, 8
 
@@ -43,17 +42,3 @@ def test_a_tpu_computes_the_same_without_flattening_tokens(monkeypatch):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
   )
-
-
-@pytest.mark.parametrize("tpu", [False, True])
-def test_products_of_all_kinds_are_those_of_lax(monkeypatch, tpu):
-  monkeypatch.setattr(device, "is_tpu", lambda: tpu)
-  rng = np.random.default_rng(0)
-  x, kernel = (
-    jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 3, 4), (4, 5))
-  )
-  for dims in ((((2,), (0,)), ((), ())), (((1,), (1,)), ((), ()))):
-    rhs = kernel if dims[0][1] == (0,) else kernel[:, :3]
-    np.testing.assert_allclose(
-      matmul.dot_general(x, rhs, dims), jax.lax.dot_general(x, rhs, dims), atol=1e-6
-    )
