@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DEMO ?= runs/limoe_emoji
 # Names the files of make bench.
 DEVICE ?= cpu
-API := configs.base model sharding input_pipeline training evaluators
+# Kernels need Triton, which comes with what requirements-gpu.txt lists.
+API := configs.base model sharding input_pipeline training evaluators '!model.layers.kernels'
 CODE := train.py configs model sharding input_pipeline training evaluators tools benchmarks
 
 .PHONY: demo test test-slow lint bench bench-input docs clean

@@ -21,7 +21,7 @@ from benchmarks import device, step, turns
 from benchmarks.contenders import ours
 
 KINDS = {
-  "attention": r"cudnn|sdpa|fmha|flash",
+  "attention": r"cudnn|sdpa|fmha|flash|attention",
   "products": r"nvjet|gemm|cutlass|cublas|xmma|splitK",
 }
 OTHER = "all else"
@@ -30,10 +30,11 @@ SHORT = 7_000  # ns: a kernel that takes as long to start as to run
 
 
 class Ran(NamedTuple):
-  """A kernel that ran: its name, and how long, ns."""
+  """A kernel that ran: its name, how long, and when it began, ns."""
 
   name: str
   nanoseconds: float
+  start: float
 
 
 def kind(name: str) -> str:
@@ -52,7 +53,7 @@ def traced(run: device.Step, steps: int) -> list[Ran]:
     (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
     data = jax.profiler.ProfileData.from_file(str(path))
     return [
-      Ran(event.name, event.duration_ns)
+      Ran(event.name, event.duration_ns, event.start_ns)
       for plane in data.planes
       if plane.name.startswith("/device:GPU")
       for line in plane.lines
@@ -72,15 +73,17 @@ def summary(kernels: Iterable[Ran], steps: int, text: str) -> dict[str, Any]:
   kernels = list(kernels)
   kinds: dict[str, list[float]] = {}
   names: dict[str, list[float]] = {}
-  for name, ns in kernels:
+  for name, ns, _ in kernels:
     kinds.setdefault(kind(name), []).append(ns)
     names.setdefault(name, []).append(ns)
   total = sum(k.nanoseconds for k in kernels)
+  span = max(k.start + k.nanoseconds for k in kernels) - min(k.start for k in kernels)
   short = [k.nanoseconds for k in kernels if k.nanoseconds < SHORT]
   purposes = purpose(text)
   largest = sorted(names.items(), key=lambda item: -sum(item[1]))[:NAMED]
   return dict(
     milliseconds=round(total / steps / 1e6, 3),
+    idle=round((span - total) / steps / 1e6, 3),
     kinds={k: _row(v, steps) for k, v in sorted(kinds.items())},
     short=_row(short, steps),
     kernels=[
@@ -120,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
   found = summary(traced(run, args.steps), args.steps, run.text())
   for name, row in found["kinds"].items():
     print(f"{row['milliseconds']:8.2f} ms {row['kernels']:6.0f} x {name}")
+  print(f"{found['idle']:8.2f} ms idle between them")
   for row in found["kernels"]:
     print(f"{row['milliseconds']:8.2f} ms {row['kernels']:6.0f} x {row['name'][:60]}")
   report = dict(

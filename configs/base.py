@@ -73,7 +73,7 @@ def trunk() -> ConfigDict:
   )
   c.activation = "gelu_tanh"  # of MLPs and experts: "gelu_tanh" | "gelu" | "quick_gelu"
   c.causal = False  # attention looks only backwards (text towers as in CLIP)
-  # "xla" | "cudnn", which says that this is a GPU: see docs/performance.md.
+  # "xla"; on GPUs "cudnn", or "triton", kernels of our own: see docs/performance.md.
   c.attention = "xla"
   return c
 

@@ -15,6 +15,7 @@ from etils import epath
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+OPTIONAL = ("jax-triton", "triton")  # requirements-gpu.txt
 # Variables that change what is computed, or how; not who computes it.
 _FLAGS = re.compile(r"XLA_\w+|JAX_\w+|LIBTPU_INIT_ARGS|NCCL_\w+|TF_XLA_FLAGS")
 _PLACES = re.compile(r"JAX_(COORDINATOR_\w+|PROCESS_ID|NUM_PROCESSES|\w+_DIR)")
@@ -29,7 +30,7 @@ def describe() -> dict[str, str]:
   if kind == "cpu":
     kind = f"{platform.machine()} CPU, {os.cpu_count()} cores"
   found = [f"Python {platform.python_version()}"]
-  for package in PACKAGES:
+  for package in (*PACKAGES, *OPTIONAL):
     try:
       found.append(f"{package} {importlib.metadata.version(package)}")
     except importlib.metadata.PackageNotFoundError:

@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from benchmarks import device, turns
 from configs import base
 
-# By platform. cuDNN's attention keeps no [n, n] matrices for the backward pass.
+# By platform: on a GPU the kernels of requirements-gpu.txt.
 OVERRIDES = {
   "cpu": (),
-  "gpu": ("model.trunk.attention=cudnn", "model.remat=activations"),
+  "gpu": ("model.trunk.attention=triton", "model.remat=activations"),
 }
 
 

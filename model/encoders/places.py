@@ -50,16 +50,17 @@ def read(
 def aligned(
   present: list[Modality], x: Streams, masks: Mapping[str, Array | None]
 ) -> dict[str, Packed]:
-  """Returns the places of tokens as cuDNN's attention can train on them.
+  """Returns the places of tokens as attention on a GPU can train on them.
 
-  An even number of them, and for padding a number of real tokens that come first: a
-  mask would be a matrix that is read, and a gradient by it that nobody wants.
+  For padding a number of real tokens that come first: a mask would be a matrix that is
+  read, and a gradient by it that nobody wants. And for cuDNN an even number of tokens.
   """
   places: dict[str, Packed] = {}
   for m in present:
-    mask, tokens = masks[m.name], x[m.name]
-    if m.trunk.on_gpu and (mask is not None or tokens.shape[1] % 2):
-      places[m.name] = packing.alone(mask, tokens.shape[:2], multiple=2)
+    mask, shape = masks[m.name], x[m.name].shape[:2]
+    multiple = 2 if m.trunk.attention == "cudnn" else 1
+    if m.trunk.on_gpu and (mask is not None or shape[1] % multiple):
+      places[m.name] = packing.alone(mask, shape, multiple=multiple)
   return places
 
 

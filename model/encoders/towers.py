@@ -19,7 +19,7 @@ from model.encoders import trunk as trunk_lib
 from model.encoders.config import Modality
 from model.layers import constrain, stem, wide
 from model.layers.block import Masks, Streams
-from model.layers.norm import Norm
+from model.layers.fused import Sum
 from model.layers.packing import Packed
 from model.layers.pool import Pool
 from model.moe.config import ROUTERS, MoeConfig
@@ -48,6 +48,12 @@ def build(model: Mapping[str, Any]) -> "Towers":
     )
   trunk_lib.rematerialised(model["remat"], model["scan"])  # raises early
   modalities = configs.modalities(model)
+  if model["scan"] and any(m.trunk.attention == "triton" for m in modalities):
+    raise ValueError(
+      "config.model.scan with config.model.trunk.attention = 'triton', which leaves "
+      "each block's last sum to the next one: set config.model.scan = False, or "
+      "config.model.trunk.attention = 'cudnn'"
+    )
   moe = configs.sparse(model)
   if moe:
     for m in modalities:
@@ -137,8 +143,8 @@ class Towers(nn.Module):
       tokens = self._laid(m, tokens)
       if m.stem_norm:  # over the token of "cls" too, as in CLIP
         t = m.trunk
-        norm = Norm(t.norm, self.dtype, t.epsilon, t.on_gpu, name=f"norm_{m.name}")
-        tokens = norm(tokens)
+        norm = t.norm_of(self.dtype, f"norm_{m.name}")
+        tokens = norm(Sum(tokens))[1] if t.fused else norm(tokens)
       x[m.name] = constrain.batch(tokens)
     packed, filled = places.packed(present, batch, masks)
     if train:

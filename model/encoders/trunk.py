@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from model import catalogue
 from model.layers.block import Block, Masks, Streams, TrunkConfig
+from model.layers.fused import Sum
 from model.layers.mlp import activation
-from model.layers.norm import Norm
 from model.moe.config import MoeConfig
 from model.moe.dispatch import PRODUCT
 from model.moe.layer import MoeMlp
@@ -177,6 +177,8 @@ class Trunk(nn.Module):
       return block_type(c, moe, rate, train, self.dtype, recompute, name=name)
 
     read: Streams = {}
+    if c.fused:
+      x = {m: Sum(y) for m, y in x.items()}
     if self.scan:
       x, aux = self._scan(block, sparse, x, masks, routed, train)
     else:
@@ -190,9 +192,12 @@ class Trunk(nn.Module):
     reports = {i: a for i, a in aux.items() if a}
     if c.norm_after:  # the last block's is the final one
       return dict(x), read, reports
-    norm = Norm(c.norm, self.dtype, c.epsilon, c.on_gpu, name="norm")
-    final = {m: norm(y) for m, y in x.items()}
-    return final, {m: norm(y) for m, y in read.items()}, reports
+    norm = c.norm_of(self.dtype, "norm")
+    if c.fused:
+      final, read = ({m: norm(y)[1] for m, y in s.items()} for s in (x, read))
+    else:
+      final, read = ({m: norm(y) for m, y in s.items()} for s in (x, read))
+    return final, read, reports
 
   def _scan(self, block, pattern, x, masks, routed, train):
     c = self.config

@@ -1,15 +1,14 @@
 """Multi-head attention with padding; a row that may look nowhere gives 0, never NaN."""
 
-import math
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import device, matmul
+from model.layers import device, fused, matmul
+from model.layers.matmul import Weights
 from model.types import Array
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "cudnn", "triton")
 
 
 def pick(x: Array, at: int | Array) -> Array:
@@ -49,11 +48,14 @@ def attend(
     lengths: int32[b] in the place of a mask, at least 1: the first so many keys may be
       seen. A kernel skips the others, which it cannot where a mask is given.
     causal: query i sees keys 0 to i only; needs as many queries as keys.
-    implementation: "xla", or "cudnn" of `jax.nn.dot_product_attention`.
+    implementation: "xla"; or "cudnn" of `jax.nn.dot_product_attention`, which also
+      does what is asked of "triton" here: see `Attention`.
 
   Returns:
     [b, q, h, dh]; exactly 0, with zero gradient, where a query may see no key.
   """
+  if implementation == "triton":
+    implementation = "cudnn"
   if implementation == "cudnn" and (mask is segments is None):
     return _cudnn(q, k, v, None, lengths, causal)
   if lengths is not None:
@@ -145,41 +147,18 @@ def _cudnn(
   return y[:, :queries]
 
 
-class _Project(nn.Module):
-  """A linear map to heads, which are parted after the bias is added.
+@jax.custom_vjp
+def _stacked(parts: tuple[Array, ...]) -> Array:
+  """Returns [..., 3, d] of three [..., d]."""
+  return jnp.stack(parts, axis=-2)
 
-  Before that, product and bias are of matrices: a GPU's product adds such a bias for
-  nothing, where that of `nn.DenseGeneral` takes a pass over the memory. On TPUs they
-  are of tokens and heads, see `matmul.dot_general`.
 
-  Attributes:
-    heads: h.
-    depth: of a head, dh.
-    dtype: of the product and the result.
+def _unstacked(_: None, d: Array) -> tuple[tuple[Array, ...]]:
+  # Or the three are updated as one, into new memory, and copied back.
+  return (tuple(jax.lax.optimization_barrier(jnp.unstack(d, axis=-2))),)
 
-  Parameters (f32): kernel [w, h, dh], bias [h, dh].
-  """
 
-  heads: int
-  depth: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """x: [b, n, w] -> dtype [b, n, h, dh]."""
-    shape = (self.heads, self.depth)
-
-    def init(key: Array, shape: tuple[int, ...]) -> Array:
-      flat = (shape[0], math.prod(shape[1:]))
-      return nn.initializers.xavier_uniform()(key, flat).reshape(shape)
-
-    kernel = self.param("kernel", init, (x.shape[-1], *shape))
-    bias = self.param("bias", nn.initializers.zeros, shape)
-    x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-    if device.is_tpu():
-      return jnp.einsum("bnw,whd->bnhd", x, kernel) + bias[None, None]
-    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
-    return (y + bias.reshape(1, -1)).reshape(*x.shape[:-1], *shape)
+_stacked.defvjp(lambda parts: (_stacked(parts), None), _unstacked)
 
 
 class Attention(nn.Module):
@@ -189,7 +168,9 @@ class Attention(nn.Module):
     heads: number of heads, h; must divide the width.
     causal: tokens look only backwards.
     dtype: of the matmuls and the result.
-    implementation: "xla" | "cudnn".
+    implementation: "xla" | "cudnn" | "triton", the kernels of `model.layers.fused` for
+      tokens that attend to themselves without a mask, where they fit.
+    leave: whether the gradient by the last bias is left to what takes the result.
 
   Parameters (f32): {query, key, value}/kernel [w, h, w/h], their bias [h, w/h];
   out/kernel [h, w/h, w], out/bias [w].
@@ -199,6 +180,7 @@ class Attention(nn.Module):
   causal: bool = False
   dtype: jnp.dtype = jnp.float32
   implementation: str = "xla"
+  leave: bool = False
 
   @nn.compact
   def __call__(
@@ -209,7 +191,7 @@ class Attention(nn.Module):
     segments: Array | None = None,
     lengths: Array | None = None,
     at: int | Array | None = None,
-  ) -> Array:
+  ) -> tuple[Array, Array]:
     """Attends.
 
     Args:
@@ -221,7 +203,7 @@ class Attention(nn.Module):
       at: a position of each example, or int32[b]: only the token there asks, q = 1.
 
     Returns:
-      dtype [b, q, w].
+      dtype [b, q, w], and the last bias, [w], which is in it.
 
     Raises:
       ValueError: a width that the heads do not divide.
@@ -233,32 +215,34 @@ class Attention(nn.Module):
         f"({width} % {self.heads} = {width % self.heads})"
       )
 
-    def project(name: str, inputs: Array) -> Array:
-      return _Project(self.heads, width // self.heads, self.dtype, name=name)(inputs)
-
-    causal, implementation = self.causal, self.implementation
-    if at is not None:
-      query = pick(x, at)
-      if causal:
-        seen = _until(at, x)
-        mask = seen if mask is None else mask & seen
-      # For one query there is no matrix to be spared, and kernels want some more.
-      causal, implementation = False, "xla"
-    y = attend(
-      project("query", x if query is None else query),
-      project("key", x),
-      project("value", x),
-      mask,
-      segments=segments,
-      lengths=lengths,
-      causal=causal,
-      implementation=implementation,
-    )
-    return nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      dot_general=matmul.dot_general,
-      name="out",
-    )(y)
+    shape = (self.heads, width // self.heads)
+    weights = [Weights(shape, name=name)(width) for name in ("query", "key", "value")]
+    plain = mask is segments is at is query is None
+    own = self.implementation == "triton" and plain
+    if own and fused.fits(x.shape[1], shape[1], self.dtype):
+      kernel, bias = (_stacked(parts) for parts in zip(*weights))
+      qkv = matmul.linear(x, kernel, bias, self.dtype, leave=True)
+      y = fused.attend(qkv, bias, lengths, self.causal)
+    else:
+      causal, implementation = self.causal, self.implementation
+      if at is not None:
+        query = pick(x, at)
+        if causal:
+          seen = _until(at, x)
+          mask = seen if mask is None else mask & seen
+        # For one query there is no matrix to be spared, and kernels want some more.
+        causal, implementation = False, "xla"
+      inputs = (x if query is None else query, x, x)
+      q, k, v = (matmul.linear(z, *w, self.dtype) for z, w in zip(inputs, weights))
+      y = attend(
+        q,
+        k,
+        v,
+        mask,
+        segments=segments,
+        lengths=lengths,
+        causal=causal,
+        implementation=implementation,
+      )
+    kernel, bias = Weights((width,), name="out")(*shape)
+    return matmul.linear(y, kernel, bias, self.dtype, self.leave), bias

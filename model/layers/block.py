@@ -7,6 +7,7 @@ attends only within itself. A sparse MLP, where there is one, sees all of them a
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -15,12 +16,13 @@ import numpy as np
 
 from model.layers import constrain, stochastic
 from model.layers.attention import IMPLEMENTATIONS, Attention, pick
+from model.layers.fused import AddNorm, Sum
 from model.layers.mlp import ACTIVATIONS, Mlp
 from model.layers.norm import NORMS, Norm
 from model.layers.packing import Packed
 from model.types import Array, Metrics
 
-Streams = Mapping[str, Array]  # modality -> tokens [b, n, w]
+Streams = Mapping[str, Any]  # modality -> tokens [b, n, w], a Sum where `fused`
 # modality -> bool[b, n]; None: all tokens are real; Packed: examples share rows
 Masks = Mapping[str, Array | Packed | None]
 
@@ -46,7 +48,19 @@ class TrunkConfig:
   @property
   def on_gpu(self) -> bool:
     """Says where it runs, for what XLA's GPU backend wants written in another way."""
-    return self.attention == "cudnn"
+    return self.attention != "xla"
+
+  @property
+  def fused(self) -> bool:
+    """Says whether sums and norms of the residual stream are `model.layers.fused`'s."""
+    plain = self.norm == "layernorm" and not (self.norm_after or self.layer_scale)
+    return self.attention == "triton" and plain and not (self.dropout or self.drop_path)
+
+  def norm_of(self, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+    """Returns the norm of a branch, or around all of them: an `AddNorm` if `fused`."""
+    if self.fused:
+      return AddNorm(self.epsilon, name=name)
+    return Norm(self.norm, dtype, self.epsilon, self.on_gpu, name=name)
 
   def __post_init__(self):
     where = "config.model.trunk"
@@ -112,13 +126,14 @@ class Block(nn.Module):
   def setup(self):
     """Makes the parts."""
     c = self.config
-    self.norm1 = Norm(c.norm, self.dtype, c.epsilon, c.on_gpu)
-    self.norm2 = Norm(c.norm, self.dtype, c.epsilon, c.on_gpu)
+    self.norm1 = c.norm_of(self.dtype)
+    self.norm2 = c.norm_of(self.dtype)
     self.attention = Attention(
-      c.heads, causal=c.causal, dtype=self.dtype, implementation=c.attention
+      c.heads, c.causal, self.dtype, implementation=c.attention, leave=c.fused
     )
     if self.moe is None:
-      self.mlp = Mlp(c.mlp, c.activation, self.dtype, self.recompute)
+      triton = c.attention == "triton"
+      self.mlp = Mlp(c.mlp, c.activation, self.dtype, self.recompute, triton, c.fused)
     else:
       self.experts = self.moe(name="moe")
     if c.layer_scale:
@@ -144,12 +159,13 @@ class Block(nn.Module):
     """
     depth_rate = self.rate if rate is None else rate
     drop = {m: functools.partial(self._drop, mask=masks[m], rate=depth_rate) for m in x}
-    z = {m: _attend(self.attention, self._before(1, y), masks[m]) for m, y in x.items()}
-    x = {m: self._after(1, y, z[m], drop[m]) for m, y in x.items()}
-    z = {m: self._before(2, y) for m, y in x.items()}
+    x, z = _unzipped({m: self._before(1, y) for m, y in x.items()})
+    done = {m: _attend(self.attention, z[m], masks[m]) for m in z}
+    x = {m: self._after(1, x[m], *done[m], drop[m]) for m in x}
+    x, z = _unzipped({m: self._before(2, y) for m, y in x.items()})
     aux: Metrics = {}
     if self.moe is None:
-      z = {m: self.mlp(y) for m, y in z.items()}
+      done = {m: self.mlp(z[m]) for m in z}
     else:
       # Not the order of the dict: transformations rebuild dicts in sorted order.
       names = sorted(z)
@@ -161,11 +177,13 @@ class Block(nn.Module):
         train=self.train,
       )
       ends = np.cumsum(sizes)[:-1].tolist()
-      z = dict(zip(names, jnp.split(joined, ends, axis=1)))
-    done = {m: self._after(2, y, z[m], drop[m]) for m, y in x.items()}
-    return {m: constrain.batch(y) for m, y in done.items()}, aux
+      done = {m: (y, None) for m, y in zip(names, jnp.split(joined, ends, axis=1))}
+    x = {m: self._after(2, x[m], *done[m], drop[m]) for m in x}
+    return {m: jax.tree.map(constrain.batch, y) for m, y in x.items()}, aux
 
-  def read(self, x: Array, mask: Array | Packed | None, at: int | Array) -> Array:
+  def read(
+    self, x: Array | Sum, mask: Array | Packed | None, at: int | Array
+  ) -> Array | Sum:
     """Returns what `__call__` makes of one token of each example, and of no other.
 
     For the last block before a pooling that reads one token: the other ones are keys
@@ -180,18 +198,30 @@ class Block(nn.Module):
       [b, 1, w].
     """
     real = mask.real if isinstance(mask, Packed) else mask
-    z = self.attention(self._before(1, x), real, at=at)
-    y = self._after(1, pick(x, at), z)
-    return constrain.batch(self._after(2, y, self.mlp(self._before(2, y))))
+    y, z = self._before(1, x)
+    x = self._after(1, pick(y, at), *self.attention(z, real, at=at))
+    y, z = self._before(2, x)
+    return jax.tree.map(constrain.batch, self._after(2, y, *self.mlp(z)))
 
-  def _before(self, branch: int, y: Array) -> Array:
+  def _before(self, branch: int, x: Array | Sum) -> tuple[Array, Array]:
+    """Returns the tokens, and what attention (1) or the MLP (2) is given of them."""
     norm = self.norm1 if branch == 1 else self.norm2
-    return y if self.config.norm_after else norm(y)
+    if self.config.fused:
+      return norm(x)
+    y: Any = x
+    return y, y if self.config.norm_after else norm(y)
 
   def _after(
-    self, branch: int, y: Array, z: Array, drop: Callable[[Array], Array] | None = None
-  ) -> Array:
-    """Returns y with the result z of its attention (1) or MLP (2)."""
+    self,
+    branch: int,
+    y: Array,
+    z: Array,
+    bias: Array | None,
+    drop: Callable[[Array], Array] | None = None,
+  ) -> Array | Sum:
+    """Returns y with the result z, and its last bias, of attention (1) or MLP (2)."""
+    if self.config.fused:
+      return Sum(y, z, bias)
     if self.config.layer_scale:
       scale = self.scale1 if branch == 1 else self.scale2
       z = z * scale.astype(z.dtype)[None, None]
@@ -216,9 +246,16 @@ class Block(nn.Module):
     return y * mask.of_example(kept)[..., None]
 
 
-def _attend(attention: nn.Module, x: Array, mask: Array | Packed | None) -> Array:
-  if isinstance(mask, Packed):
-    if mask.group == 1:
-      return attention(x, lengths=mask.lengths())
-    return mask.part(attention(mask.join(x), segments=mask.segments()))
-  return attention(x, mask)
+def _attend(
+  attention: nn.Module, x: Array, mask: Array | Packed | None
+) -> tuple[Array, Array | None]:
+  if not isinstance(mask, Packed):
+    return attention(x, mask)
+  if mask.group == 1:
+    return attention(x, lengths=mask.lengths())
+  y, bias = attention(mask.join(x), segments=mask.segments())
+  return mask.part(y), bias
+
+
+def _unzipped(pairs: Mapping[str, tuple[Any, Any]]) -> tuple[dict, dict]:
+  return {m: a for m, (a, _) in pairs.items()}, {m: b for m, (_, b) in pairs.items()}

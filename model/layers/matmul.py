@@ -2,7 +2,9 @@
 
 import math
 
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from model.layers import device
 from model.types import Array
@@ -37,3 +39,55 @@ def dot_general(
   flat = (lhs.reshape(-1, inner), rhs.reshape(inner, -1))
   product = jax.lax.dot_general(*flat, (((1,), (0,)), ((), ())), **options)
   return product.reshape(*lhs.shape[: lhs.ndim - k], *rhs.shape[k:])
+
+
+class Weights(nn.Module):
+  """The parameters of a linear map of some axes to others.
+
+  Attributes:
+    shape: of the axes that it maps to.
+
+  Parameters (f32): kernel [*mapped, *shape], bias [*shape].
+  """
+
+  shape: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, *mapped: int) -> tuple[Array, Array]:
+    """Returns kernel and bias, given the sizes of the axes that it maps."""
+
+    def init(key: Array, shape: tuple[int, ...]) -> Array:
+      flat = (math.prod(mapped), math.prod(self.shape))
+      return nn.initializers.xavier_uniform()(key, flat).reshape(shape)
+
+    kernel = self.param("kernel", init, (*mapped, *self.shape))
+    return kernel, self.param("bias", nn.initializers.zeros, self.shape)
+
+
+def linear(
+  x: Array, kernel: Array, bias: Array, dtype: jnp.dtype, leave: bool = False
+) -> Array:
+  """Returns x kernel + bias, of the last axes of x and the first ones of the kernel.
+
+  The result is parted into its axes only after the bias is added, as a GPU's product of
+  matrices adds one to its columns for nothing. On TPUs, see `dot_general`.
+
+  Args:
+    x: [..., *mapped].
+    kernel: [*mapped, *shape].
+    bias: [*shape].
+    dtype: of the product and the result, dtype [..., *shape].
+    leave: whether the gradient by the bias is left to what takes the result: see
+      `model.layers.fused`.
+  """
+  x, kernel, added = (a.astype(dtype) for a in (x, kernel, bias))
+  if leave:
+    added = jax.lax.stop_gradient(added)
+  axes = kernel.ndim - bias.ndim
+  outer, inner = x.shape[: x.ndim - axes], math.prod(kernel.shape[:axes])
+  if device.is_tpu():
+    last = tuple(range(len(outer), x.ndim))
+    y = jax.lax.dot_general(x, kernel, ((last, tuple(range(axes))), ((), ())))
+    return y + added.reshape((1,) * len(outer) + bias.shape)
+  y = x.reshape(-1, inner) @ kernel.reshape(inner, -1) + added.reshape(1, -1)
+  return y.reshape(*outer, *bias.shape)

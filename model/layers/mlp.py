@@ -7,7 +7,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import matmul
+from model.layers import fused, matmul
+from model.layers.matmul import Weights
 from model.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -50,6 +51,8 @@ class Mlp(nn.Module):
       "quick_gelu", x sigmoid(1.702 x), of the first CLIP models.
     dtype: of the matmuls and the result.
     recompute: see `activation`.
+    fused: whether `model.layers.fused` computes gradients, for a GPU.
+    leave: whether the gradient by the last bias is left to what takes the result.
 
   Parameters (f32): up/kernel [w, m], up/bias [m]; down/kernel [m, w], down/bias [w].
   """
@@ -58,17 +61,17 @@ class Mlp(nn.Module):
   activation: str = "gelu_tanh"
   dtype: jnp.dtype = jnp.float32
   recompute: bool = False
+  fused: bool = False
+  leave: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """x: [..., w] -> dtype [..., w]."""
-    dense = functools.partial(
-      nn.Dense,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      dot_general=matmul.dot_general,
-    )
-    up = dense(self.hidden, name="up")
-    down = dense(x.shape[-1], name="down")
-    act = activation(self.activation, self.recompute)
-    return down(act(up(x)))
+  def __call__(self, x: Array) -> tuple[Array, Array]:
+    """x: [..., w] -> dtype [..., w], and the last bias, which is in it."""
+    up, up_bias = Weights((self.hidden,), name="up")(x.shape[-1])
+    down, down_bias = Weights(x.shape[-1:], name="down")(self.hidden)
+    y = matmul.linear(x, up, up_bias, self.dtype, leave=self.fused)
+    if self.fused:
+      y = fused.activate(y, up_bias, self.activation, ACTIVATIONS[self.activation])
+    else:
+      y = activation(self.activation, self.recompute)(y)
+    return matmul.linear(y, down, down_bias, self.dtype, self.leave), down_bias

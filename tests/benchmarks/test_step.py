@@ -74,7 +74,7 @@ def test_on_a_gpu_the_larger_model_runs_with_its_attention(monkeypatch):
   )
   config = ours.config_of(settings(args.size, *args.overrides))
   built = setup_lib.build(config, devices=jax.devices()[:1])
-  assert {m.trunk.attention for m in built.towers.modalities} == {"cudnn"}
+  assert {m.trunk.attention for m in built.towers.modalities} == {"triton"}
   assert built.towers.remat == "dots"
   assert built.batch_spec()["image"].shape == (4, 224, 224, 3)
 

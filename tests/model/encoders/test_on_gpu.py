@@ -10,6 +10,7 @@ from model.encoders import config as configs
 from model.encoders import towers
 from model.layers import packing
 from tests.model.encoders.models import small
+from tests.model.layers import kernels
 from tests.model.layers.cudnn import stand_in
 from tests.model.layers.filled import filled
 
@@ -52,9 +53,9 @@ def pooled(net, params, batch, train):
   return {m: e.pooled for m, e in encoded.items()}, aux
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_training_is_that_of_the_plain_towers(monkeypatch, shared):
-  calls, c, batch = stand_in(monkeypatch), model(shared), batch_of()
+def check_against_plain(c, attention):
+  """Checks a training step's values and gradients; returns the loss and what else."""
+  batch = batch_of()
   params = filled(net_of(c, "xla"), configs.example(c))
 
   def run(attention, remat):
@@ -75,12 +76,40 @@ def test_training_is_that_of_the_plain_towers(monkeypatch, shared):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=where)
 
   want = run("xla", "none")
-  assert not calls
-  jax.tree_util.tree_map_with_path(compare, run("cudnn", "activations"), want)
+  jax.tree_util.tree_map_with_path(compare, run(attention, "activations"), want)
+  return want
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_training_is_that_of_the_plain_towers(monkeypatch, shared):
+  calls = stand_in(monkeypatch)
+  want = check_against_plain(model(shared), "cudnn")
   assert ("losses/moe_importance" in want[1][1]) == shared
   # 4 patches and "cls", and 7 tokens of text.
   found = {(c.queries, c.causal, c.masked, c.limited) for c in calls}
   assert found == {(6, False, False, True), (8, not shared, False, shared)}
+
+
+@pytest.mark.parametrize("kind", ["own", "shared", "dropped"])
+def test_training_with_kernels_is_that_of_the_plain_towers(monkeypatch, kind):
+  others, calls = stand_in(monkeypatch), kernels.stand_in(monkeypatch, depth=8)
+  c = model(kind == "shared")
+  if kind == "own":  # all that kernels do, and a norm before the trunk
+    c.trunk.drop_path = 0.0
+    c.modalities.image.stem_norm = True
+  check_against_plain(c, "triton")
+  assert not others  # no even number of tokens is asked for
+  norms = {"add_norm", "add_norm_backward"}
+  assert norms.isdisjoint(calls) == (kind == "dropped")
+  assert ("activate_backward" in calls) == (kind != "shared")  # experts have their own
+  assert {"attend", "attend_backward"} <= set(calls)
+
+
+def test_blocks_that_leave_sums_to_the_next_one_cannot_be_scanned():
+  c = model(shared=False)
+  c.scan = True
+  with pytest.raises(ValueError, match=r"scan = False, or .*= 'cudnn'"):
+    net_of(c, "triton")
 
 
 def program(net, params, batch, train):
@@ -103,7 +132,7 @@ def test_layouts_are_for_gpus_and_tokens_move_in_training(monkeypatch):
   assert not aligned and " pad[" in evaluated  # each attention by itself
   trained = program(net, params, batch, train=True)
   assert [mask is None for mask, _ in aligned] == [True, False]
-  assert trained.count(" pad[") == 1  # the image once, before the trunk
+  assert trained.count(" pad[") == 3  # the image once, before the trunk; two for "cls"
   for text in (evaluated, trained):
     assert text.count("layout_constraint") == 4  # two a modality
 

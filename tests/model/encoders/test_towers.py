@@ -104,7 +104,7 @@ def test_knobs_of_other_houses_reach_every_layer():
   hidden = p["trunk"]["block_00"]["norm2"]["bias"] @ up["kernel"] + up["bias"]
   down = p["trunk"]["block_00"]["mlp"]["down"]
   want = hidden * jax.nn.sigmoid(1.702 * hidden) @ down["kernel"] + down["bias"]
-  equal(block["mlp"]["__call__"][0][0, 0], want, atol=1e-6)
+  equal(block["mlp"]["__call__"][0][0][0, 0], want, atol=1e-6)
   want = encoded[0]["image"].tokens[:, 0] @ p["project_image"]["kernel"]
   want = want + p["project_image"]["bias"][None]
   equal(encoded[0]["image"].pooled, want, atol=1e-6)

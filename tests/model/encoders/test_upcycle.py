@@ -83,7 +83,7 @@ def test_noise_multiplies_the_outputs_by_what_is_documented(k):
   new = upcycle.upcycle(params, sparse(k=k), KEY, 0.3)["trunk"]["block_01"]["moe"]
   assert 0.2 < np.std(new["router"]["kernel"]) < 0.4
   x = jax.random.normal(KEY, (2, 3, 16))
-  mlp = Mlp(16).apply({"params": params["trunk"]["block_01"]["mlp"]}, x)
+  mlp = Mlp(16).apply({"params": params["trunk"]["block_01"]["mlp"]}, x)[0]
   layer = MoeMlp(configs.sparse(sparse(k=k)), 16)
   y, _ = layer.apply({"params": new}, x, jnp.ones((2, 3), bool), (("text", 3),))
   factor = np.asarray(y / mlp)

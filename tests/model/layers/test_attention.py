@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.layers import attention
+from model.layers import attention, matmul
 from tests.model.layers.cudnn import stand_in
 from tests.model.layers.filled import filled
 
@@ -146,18 +146,20 @@ def test_lengths_are_a_mask_of_the_first_keys(causal):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_heads_are_projected_to_as_by_a_dense_layer(dtype):
-  ours = attention._Project(H, D, dtype)
   init = nn.initializers.xavier_uniform()
   dense = nn.DenseGeneral((H, D), dtype=dtype, kernel_init=init)
   x = jax.random.normal(jax.random.key(1), (B, N, H * D))
   # Checkpoints and seeds are those of the dense layer that this was.
-  got, want = (module.init(jax.random.key(2), x) for module in (ours, dense))
+  want = dense.init(jax.random.key(2), x)
+  got = matmul.Weights((H, D)).init(jax.random.key(2), H * D)
   assert jax.tree.map(jnp.shape, got) == {
     "params": {"kernel": (H * D, H, D), "bias": (H, D)}
   }
   jax.tree.map(np.testing.assert_array_equal, got, want)
   params = filled(dense, x)
-  got, want = (module.apply(params, x) for module in (ours, dense))
+  p = params["params"]
+  got = matmul.linear(x, p["kernel"], p["bias"], dtype)
+  want = dense.apply(params, x)
   assert got.dtype == want.dtype == dtype
   tolerance = 4 * float(jnp.finfo(dtype).eps)
   np.testing.assert_allclose(
@@ -170,11 +172,11 @@ def test_module_parameters_queries_and_dtype():
   x = jnp.ones((B, N, H * D), jnp.bfloat16)
   query = jnp.ones((B, 1, H * D), jnp.bfloat16)
   variables = filled(module, x, MASK, query)
-  y = jax.jit(module.apply)(variables, x, MASK, query)
+  y, bias = jax.jit(module.apply)(variables, x, MASK, query)
   assert y.shape == (B, 1, H * D) and y.dtype == jnp.bfloat16
   params = variables["params"]
   assert params["query"]["kernel"].shape == (H * D, H, D)
-  assert params["out"]["kernel"].shape == (H, D, H * D)
+  assert params["out"]["kernel"].shape == (H, D, H * D) and bias.shape == (H * D,)
   assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 

@@ -67,8 +67,8 @@ def test_norms_after_the_sums_and_scales_of_the_branches(dense, scale):
 
   def by_hand(own, y, mask):
     norm = lambda i, y: Norm().apply({"params": own[f"norm{i}"]}, y)  # noqa: E731
-    attention = lambda y: Attention(2).apply({"params": own["attention"]}, y, mask)  # noqa: E731
-    mlp = lambda y: Mlp(16).apply({"params": own["mlp"]}, y)  # noqa: E731
+    attention = lambda y: Attention(2).apply({"params": own["attention"]}, y, mask)[0]  # noqa: E731
+    mlp = lambda y: Mlp(16).apply({"params": own["mlp"]}, y)[0]  # noqa: E731
     for i, part in ((1, attention), (2, mlp)):
       y = y + i * scale * part(norm(i, y)) if scale else norm(i, y + part(y))
     return y

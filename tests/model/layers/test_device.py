@@ -16,8 +16,8 @@ class Layers(nn.Module):
   @nn.compact
   def __call__(self, x, mask):
     """x: [b, n, w]."""
-    x = x + attention.Attention(2, name="attention")(x, mask)
-    return x + mlp.Mlp(16, name="mlp")(x)
+    x = x + attention.Attention(2, name="attention")(x, mask)[0]
+    return x + mlp.Mlp(16, name="mlp")(x)[0]
 
 
 def test_a_tpu_computes_the_same_without_flattening_tokens(monkeypatch):

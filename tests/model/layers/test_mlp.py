@@ -26,4 +26,6 @@ def test_mlp_is_two_matrices_around_the_activation(name):
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
   hidden = x @ p["up"]["kernel"] + p["up"]["bias"]
   want = np.vectorize(FORMULAS[name])(hidden) @ p["down"]["kernel"] + p["down"]["bias"]
-  np.testing.assert_allclose(mlp.apply(params, x), want, rtol=1e-5, atol=1e-5)
+  y, bias = mlp.apply(params, x)
+  np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+  assert bias is params["params"]["down"]["bias"]
