@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from model.encoders import routes
+from model.layers import device
 from model.objectives import embedding
 from model.types import MESH_AXES, PARTS, Array, Batch, Encoded, Metrics, Params
 from training.optimizer import frozen_mask
@@ -165,8 +166,11 @@ def _alone(grads):
   """Returns the gradients such that no sum of their squares is shared with others.
 
   Adam squares them too: XLA's CPU backend would write the squares of all of them to
-  memory, and read them twice (docs/performance.md). Clipping wants this very norm.
+  memory, and read them twice (docs/performance.md). Clipping wants this very norm. A
+  GPU squares and adds up as it updates, which spares it a kernel an array.
   """
+  if device.ambient()[0] == "gpu":
+    return grads
   # Each by itself: the norm must not keep those alive that are already used up.
   return jax.tree.map(jax.lax.optimization_barrier, grads)
 

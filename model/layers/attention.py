@@ -147,20 +147,6 @@ def _cudnn(
   return y[:, :queries]
 
 
-@jax.custom_vjp
-def _stacked(parts: tuple[Array, ...]) -> Array:
-  """Returns [..., 3, d] of three [..., d]."""
-  return jnp.stack(parts, axis=-2)
-
-
-def _unstacked(_: None, d: Array) -> tuple[tuple[Array, ...]]:
-  # Or the three are updated as one, into new memory, and copied back.
-  return (tuple(jax.lax.optimization_barrier(jnp.unstack(d, axis=-2))),)
-
-
-_stacked.defvjp(lambda parts: (_stacked(parts), None), _unstacked)
-
-
 class Attention(nn.Module):
   """Multi-head attention of tokens to themselves, or of given queries to them.
 
@@ -220,7 +206,7 @@ class Attention(nn.Module):
     plain = mask is segments is at is query is None
     own = self.implementation == "triton" and plain
     if own and fused.fits(x.shape[1], shape[1], self.dtype):
-      kernel, bias = (_stacked(parts) for parts in zip(*weights))
+      kernel, bias = (jnp.stack(parts, axis=-2) for parts in zip(*weights))
       qkv = matmul.linear(x, kernel, bias, self.dtype, leave=True)
       y = fused.attend(qkv, bias, lengths, self.causal)
     else:

@@ -26,25 +26,14 @@ from model.layers.kernels.tiles import (
 
 @gluon.jit
 def _attend(
-  i,
-  q,
-  k,
-  v,
-  length,
-  y_ptr,
-  log_ptr,
-  n: gl.constexpr,
-  h: gl.constexpr,
-  factor: gl.constexpr,
-  causal: gl.constexpr,
-  limited: gl.constexpr,
-):
+  i, q, k, v, length, y_ptr, log_ptr, n: gl.constexpr, h: gl.constexpr,
+  factor: gl.constexpr, causal: gl.constexpr, limited: gl.constexpr,
+):  # fmt: skip
   """What the queries of block i see."""
   row = gl.minimum(i * 64, held(n) - 64)
   started = ()
   for j in gl.static_range(count(n)):
-    block = tile(k, j * 64, size(j, n))
-    started = started + (begin_product(tile(q, row, 64), block, size(j, n)),)  # noqa: RUF005
+    started = started + (begin_product(tile(q, row, 64), k, j, n),)  # noqa: RUF005
   logits = ()
   top = gl.full([64], -1e30, gl.float32, ROW)
   for j in gl.static_range(count(n)):
@@ -53,7 +42,8 @@ def _attend(
       s = gl.where(visible(row, j, size(j, n), length, causal), s, -1e30)
     top = gl.maximum(top, gl.convert_layout(gl.max(s, 1), ROW))
     logits = logits + (s,)  # noqa: RUF005
-  fetched(0)  # the values; only the first block has to wait
+  if i == 0:
+    fetched(0)  # the values
   top = top * factor
   total = gl.zeros([64], gl.float32, ROW)
   y = hopper.warpgroup_mma_init(gl.zeros([64, D], gl.float32, SUM))
@@ -73,16 +63,9 @@ def _attend(
 
 @gluon.jit
 def attention_forward(
-  qkv_ptr,
-  length_ptr,
-  y_ptr,
-  log_ptr,
-  n: gl.constexpr,
-  h: gl.constexpr,
-  factor: gl.constexpr,
-  causal: gl.constexpr,
-  limited: gl.constexpr,
-):
+  qkv_ptr, length_ptr, y_ptr, log_ptr, n: gl.constexpr, h: gl.constexpr,
+  factor: gl.constexpr, causal: gl.constexpr, limited: gl.constexpr,
+):  # fmt: skip
   """Writes y [b, n, h, 64] and the logarithms of the sums of weights, f32[b, h, n]."""
   length = limit(length_ptr, n, h, limited)
   at = origin(n, h)
@@ -95,7 +78,7 @@ def attention_forward(
   v = fetch(qkv_ptr + 2 * D, n, 3 * h * D)
   hopper.async_copy.commit_group()
   fetched(1)
-  for i in range(count(n)):
-    _attend(
-      i, q, k, v, length, y_ptr, log_ptr, n, h, factor, causal, limited
-    )  # fmt: skip
+  i = 0
+  while i < count(n):
+    _attend(i, q, k, v, length, y_ptr, log_ptr, n, h, factor, causal, limited)
+    i += 1

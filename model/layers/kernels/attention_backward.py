@@ -12,6 +12,7 @@ from model.layers.kernels.tiles import (
   SUM,
   D,
   along,
+  barrier,
   begin_product,
   count,
   fetch,
@@ -25,6 +26,7 @@ from model.layers.kernels.tiles import (
   size,
   tile,
   visible,
+  zero,
 )
 
 
@@ -41,6 +43,7 @@ def _directions(y_ptr, by_y, n: gl.constexpr, stride: gl.constexpr):
     row = j * 64 + gl.arange(0, part(j, n), gl.SliceLayout(1, LOAD))
     at = y_ptr + row[:, None] * stride + column[None, :]
     ys = ys + (gl.load(at, mask=(row < n)[:, None], other=0.0),)  # noqa: RUF005
+  barrier()  # or most of these loads would begin after the wait
   fetched(1)
   for j in gl.static_range(count(n)):
     d = tile(by_y, j * 64, part(j, n)).load(LOAD).to(gl.float32)
@@ -52,157 +55,92 @@ def _directions(y_ptr, by_y, n: gl.constexpr, stride: gl.constexpr):
 def _summed(x, n: gl.constexpr):
   """f32[64], the sum of rows in shared memory."""
   total = gl.zeros([D], gl.float32, gl.SliceLayout(0, LOAD))
+  whole = gl.zeros([64, D], gl.float32, LOAD)
   for j in gl.static_range(count(n)):
-    total += gl.sum(tile(x, j * 64, part(j, n)).load(LOAD).to(gl.float32), 0)
-  return total
+    block = tile(x, j * 64, part(j, n)).load(LOAD).to(gl.float32)
+    if part(j, n) == 64:
+      whole += block
+    else:
+      total += gl.sum(block, 0)
+  return total + gl.sum(whole, 0)
 
 
 @gluon.jit
-def _by_queries_of(
-  by_q,
-  j,
-  keys: gl.constexpr,
-  masked: gl.constexpr,
-  q,
-  by_y,
-  log,
-  direction,
-  k,
-  v,
-  row,
-  length,
-  factor: gl.constexpr,
-  causal: gl.constexpr,
-):
-  """Begins to add what the keys of block j say to the gradient by 64 queries."""
-  block = tile(k, j * 64, keys)
-  s = begin_product(q, block, keys)
-  by_weights = begin_product(by_y, tile(v, j * 64, keys), keys)
-  s = hopper.warpgroup_mma_wait(1, deps=(s,))
-  weights = gl.exp2(s * factor - gl.convert_layout(log, along(0, keys))[:, None])
-  if masked:
-    weights = gl.where(visible(row, j, keys, length, causal), weights, 0.0)
-  by_weights = hopper.warpgroup_mma_wait(0, deps=(by_weights,))
-  direction = gl.convert_layout(direction, along(0, keys))
-  by_logits = weights * (by_weights - direction[:, None])
-  by_logits = gl.convert_layout(by_logits.to(gl.bfloat16), LEFT)
-  return hopper.warpgroup_mma(by_logits, block, by_q, is_async=True)
+def _log(log_ptr, i, n: gl.constexpr):
+  """f32[64] of the rows of block i as a left side."""
+  token = gl.minimum(i * 64, held(n) - 64) + gl.arange(0, 64, ROW)
+  return gl.load(log_ptr + token, mask=token < n, other=0.0)
 
 
 @gluon.jit
 def _by_queries(
-  i,
-  q,
-  k,
-  v,
-  by_y,
-  log_ptr,
-  directions,
-  length,
-  by_ptr,
-  n: gl.constexpr,
-  h: gl.constexpr,
-  factor: gl.constexpr,
-  scale: gl.constexpr,
-  causal: gl.constexpr,
+  i, q, k, v, by_y, log, directions, length, by_ptr, n: gl.constexpr, h: gl.constexpr,
+  factor: gl.constexpr, scale: gl.constexpr, causal: gl.constexpr,
   limited: gl.constexpr,
-):
+):  # fmt: skip
   """The gradient by the queries of block i; returns f32[64, 64], 0 in other rows."""
   row = gl.minimum(i * 64, held(n) - 64)
   token = row + gl.arange(0, 64, ROW)
-  log = gl.load(log_ptr + token, mask=token < n, other=0.0)
   direction = line(directions, row, 64).load(ROW)
-  last: gl.constexpr = count(n) - 1
+  q, by_y = tile(q, row, 64), tile(by_y, row, 64)
   by_q = hopper.warpgroup_mma_init(gl.zeros([64, D], gl.float32, SUM))
-  for j in range(last):
-    by_q = _by_queries_of(
-      by_q, j, 64, causal or limited, tile(q, row, 64), tile(by_y, row, 64), log,
-      direction, k, v, row, length, factor, causal,
-    )  # fmt: skip
-  by_q = _by_queries_of(
-    by_q, last, size(last, n), causal or limited or n % 64 > 0, tile(q, row, 64),
-    tile(by_y, row, 64), log, direction, k, v, row, length, factor, causal,
-  )  # fmt: skip
+  s, by_weights = begin_product(q, k, 0, n), begin_product(by_y, v, 0, n)
+  for j in gl.static_range(count(n)):
+    if j + 1 < count(n):  # begins now, for weights take longer
+      next_s, next_by = begin_product(q, k, j + 1, n), begin_product(by_y, v, j + 1, n)
+    s, by_weights = hopper.warpgroup_mma_wait(
+      2 * (j + 1 < count(n)) + (j > 0), deps=(s, by_weights)
+    )
+    level = gl.convert_layout(log, along(0, size(j, n)))
+    weights = gl.exp2(s * factor - level[:, None])
+    if causal or limited or (j + 1) * 64 > n:
+      seen = visible(row, j, size(j, n), length, causal)
+      weights = gl.where(seen, weights, 0.0)
+    level = gl.convert_layout(direction, along(0, size(j, n)))
+    by_logits = weights * (by_weights - level[:, None])
+    by_logits = gl.convert_layout(by_logits.to(gl.bfloat16), LEFT)
+    block = tile(k, j * 64, size(j, n))
+    by_q = hopper.warpgroup_mma(by_logits, block, by_q, is_async=True)
+    if j + 1 < count(n):
+      s, by_weights = next_s, next_by
   by_q = hopper.warpgroup_mma_wait(0, deps=(by_q,)) * scale
   put(by_ptr, by_q, i, row, n, 3 * h * D)
   return gl.where(((token < n) & (token >= i * 64))[:, None], by_q, 0.0)
 
 
 @gluon.jit
-def _by_keys_of(
-  by_k,
-  by_v,
-  i,
-  queries: gl.constexpr,
-  k,
-  v,
-  q,
-  by_y,
-  log_ptr,
-  directions,
-  row,
-  n: gl.constexpr,
-  factor: gl.constexpr,
-  causal: gl.constexpr,
-):
-  """Begins to add what comes from the queries of block i to gradients by 64 keys.
-
-  All is turned, [keys, queries], so that no weights are turned for their products.
-  """
-  block, d = tile(q, i * 64, queries), tile(by_y, i * 64, queries)
-  s = begin_product(k, block, queries)
-  by_weights = begin_product(v, d, queries)
-  token = i * 64 + gl.arange(0, queries, along(1, queries))
-  log = gl.load(log_ptr + token, mask=token < n, other=0.0)
-  s = hopper.warpgroup_mma_wait(1, deps=(s,))
-  weights = gl.exp2(s * factor - log[None, :])
-  if causal:
-    key = (row + gl.arange(0, 64, along(0, queries)))[:, None]
-    weights = gl.where(key <= token[None, :], weights, 0.0)
-  by_v = hopper.warpgroup_mma(
-    gl.convert_layout(weights.to(gl.bfloat16), LEFT), d, by_v, is_async=True
-  )
-  direction = line(directions, i * 64, queries).load(along(1, queries))
-  by_weights = hopper.warpgroup_mma_wait(1, deps=(by_weights,))
-  by_logits = weights * (by_weights - direction[None, :])
-  by_k = hopper.warpgroup_mma(
-    gl.convert_layout(by_logits.to(gl.bfloat16), LEFT), block, by_k, is_async=True
-  )
-  return by_k, by_v
-
-
-@gluon.jit
 def _by_keys(
-  j,
-  q,
-  k,
-  v,
-  by_y,
-  log_ptr,
-  directions,
-  length,
-  by_ptr,
-  n: gl.constexpr,
-  h: gl.constexpr,
-  factor: gl.constexpr,
-  scale: gl.constexpr,
-  causal: gl.constexpr,
+  j, q, k, v, by_y, log_ptr, directions, length, by_ptr, n: gl.constexpr,
+  h: gl.constexpr, factor: gl.constexpr, scale: gl.constexpr, causal: gl.constexpr,
   limited: gl.constexpr,
-):
+):  # fmt: skip
   """The gradients by the keys and values of block j."""
   row = gl.minimum(j * 64, held(n) - 64)
   by_k = hopper.warpgroup_mma_init(gl.zeros([64, D], gl.float32, SUM))
   by_v = hopper.warpgroup_mma_init(gl.zeros([64, D], gl.float32, SUM))
-  last: gl.constexpr = count(n) - 1
-  for i in range(last):
-    by_k, by_v = _by_keys_of(
-      by_k, by_v, i, 64, tile(k, row, 64), tile(v, row, 64), q, by_y, log_ptr,
-      directions, row, n, factor, causal,
-    )  # fmt: skip
-  by_k, by_v = _by_keys_of(
-    by_k, by_v, last, size(last, n), tile(k, row, 64), tile(v, row, 64), q, by_y,
-    log_ptr, directions, row, n, factor, causal,
-  )  # fmt: skip
+  k, v = tile(k, row, 64), tile(v, row, 64)
+  s, by_weights = begin_product(k, q, 0, n), begin_product(v, by_y, 0, n)
+  for i in gl.static_range(count(n)):
+    if i + 1 < count(n):
+      next_s = begin_product(k, q, i + 1, n)
+    token = i * 64 + gl.arange(0, size(i, n), along(1, size(i, n)))
+    log = gl.load(log_ptr + zero() + token, mask=token < n, other=0.0)
+    direction = line(directions, i * 64, size(i, n)).load(along(1, size(i, n)))
+    s = hopper.warpgroup_mma_wait(1 + 2 * (i > 0) + (i + 1 < count(n)), deps=(s,))
+    weights = gl.exp2(s * factor - log[None, :])
+    if causal:
+      key = (row + gl.arange(0, 64, along(0, size(i, n))))[:, None]
+      weights = gl.where(key <= token[None, :], weights, 0.0)
+    left = gl.convert_layout(weights.to(gl.bfloat16), LEFT)
+    block = tile(by_y, i * 64, size(i, n))
+    by_v = hopper.warpgroup_mma(left, block, by_v, is_async=True)
+    by_weights = hopper.warpgroup_mma_wait(1 + (i + 1 < count(n)), deps=(by_weights,))
+    by_logits = weights * (by_weights - direction[None, :])
+    left = gl.convert_layout(by_logits.to(gl.bfloat16), LEFT)
+    block = tile(q, i * 64, size(i, n))
+    by_k = hopper.warpgroup_mma(left, block, by_k, is_async=True)
+    if i + 1 < count(n):
+      s, by_weights = next_s, begin_product(v, by_y, i + 1, n)
   by_k, by_v = hopper.warpgroup_mma_wait(0, deps=(by_k, by_v))
   by_k = by_k * scale
   if limited:
@@ -215,20 +153,10 @@ def _by_keys(
 
 @gluon.jit
 def attention_backward(
-  qkv_ptr,
-  length_ptr,
-  y_ptr,
-  log_ptr,
-  d_ptr,
-  by_ptr,
-  sums_ptr,
-  n: gl.constexpr,
-  h: gl.constexpr,
-  factor: gl.constexpr,
-  scale: gl.constexpr,
-  causal: gl.constexpr,
+  qkv_ptr, length_ptr, y_ptr, log_ptr, d_ptr, by_ptr, sums_ptr, n: gl.constexpr,
+  h: gl.constexpr, factor: gl.constexpr, scale: gl.constexpr, causal: gl.constexpr,
   limited: gl.constexpr,
-):
+):  # fmt: skip
   """Writes the gradient by qkv, and its sums over tokens, f32[b, h, 3, 64].
 
   Those of keys are 0: what is added to all keys changes nothing. Those of values are
@@ -245,21 +173,28 @@ def attention_backward(
   k = fetch(qkv_ptr + D, n, 3 * h * D)
   v = fetch(qkv_ptr + 2 * D, n, 3 * h * D)
   hopper.async_copy.commit_group()
+  log = _log(log_ptr, 0, n)
   directions = _directions(y_ptr + at, by_y, n, h * D)
+  sums_ptr += gl.program_id(0) * 3 * D
+  column = gl.arange(0, D, gl.SliceLayout(0, LOAD))
+  gl.store(sums_ptr + D + column, gl.zeros([D], gl.float32, gl.SliceLayout(0, LOAD)))
+  gl.store(sums_ptr + 2 * D + column, _summed(by_y, n))
   fetched(0)
   q_sum = gl.zeros([64, D], gl.float32, SUM)
-  for i in range(count(n)):
+  i = 0
+  while i < count(n):
+    next_log = _log(log_ptr, i + 1, n)
     q_sum += _by_queries(
-      i, q, k, v, by_y, log_ptr, directions, length, by_ptr,
+      i, q, k, v, by_y, log, directions, length, by_ptr,
       n, h, factor, scale, causal, limited,
     )  # fmt: skip
-  for j in range(count(n)):
+    log = next_log
+    i += 1
+  gl.store(sums_ptr + gl.arange(0, D, gl.SliceLayout(0, SUM)), gl.sum(q_sum, 0))
+  j = 0
+  while j < count(n):
     _by_keys(
       j, q, k, v, by_y, log_ptr, directions, length, by_ptr,
       n, h, factor, scale, causal, limited,
     )  # fmt: skip
-  sums_ptr += gl.program_id(0) * 3 * D
-  column = gl.arange(0, D, gl.SliceLayout(0, LOAD))
-  gl.store(sums_ptr + gl.arange(0, D, gl.SliceLayout(0, SUM)), gl.sum(q_sum, 0))
-  gl.store(sums_ptr + D + column, gl.zeros([D], gl.float32, gl.SliceLayout(0, LOAD)))
-  gl.store(sums_ptr + 2 * D + column, _summed(by_y, n))
+    j += 1

@@ -1,7 +1,10 @@
 """Attention over a few hundred tokens, all of which lie in a GPU's fast memory.
 
 In Gluon, Triton's dialect that leaves layouts and waiting to us: products here go on
-while weights are computed. For Hopper (sm_90), 4 warps of which multiply 64 rows.
+while weights are computed. For Hopper (sm_90), 4 warps of which take 64 rows at once.
+
+Loops are `while`: jax_triton also runs the passes for Triton's other dialect, and these
+wait for each product right in a `for`.
 
 A program has one head of one example: h * n rows of 64. In shared memory they are made
 up to blocks of 64, the last one of 16, 32 or 64, with zeros behind the n-th. The left
@@ -26,15 +29,10 @@ SUM = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 LEFT = gl.constexpr(gl.DotOperandLayout(0, SUM, 2))
 ROW = gl.constexpr(gl.SliceLayout(1, SUM))
 # As SUM, but 8 neighbours a thread, which 4 of them exchange without shared memory.
-STORE = gl.constexpr(
-  gl.DistributedLinearLayout(
-    [[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]],
-    [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
-    [[16, 0], [32, 0]],
-    [],
-    [64, 64],
-  )
-)
+ITEMS = [[0, 1], [0, 2], [0, 4], [0, 32], [8, 0]]
+LANES = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
+WARPS = [[16, 0], [32, 0]]
+STORE = gl.constexpr(gl.DistributedLinearLayout(ITEMS, LANES, WARPS, [], [64, 64]))
 
 
 @gluon.constexpr_function
@@ -77,20 +75,26 @@ def along(axis, keys):
 
 
 @gluon.jit
+def zero():
+  """0, unknown to LLVM, or all addresses of a loop would lie in registers."""
+  return gl.inline_asm_elementwise("mov.b32 $0, 0;", "=r", [], gl.int32, False, 1)
+
+
+@gluon.jit
 def tile(x, row, size: gl.constexpr):
   """bf16[size, 64], rows from `row` on, a multiple of 16, of [held / 16, 16, 64]."""
-  return x.index(row // 16)._reinterpret(gl.bfloat16, [size, D], TILE)
+  return x.index(row // 16 + zero())._reinterpret(gl.bfloat16, [size, D], TILE)
 
 
 @gluon.jit
 def line(x, row, size: gl.constexpr):
   """The same of f32[held / 16, 16]."""
-  return x.index(row // 16)._reinterpret(gl.float32, [size], LINE)
+  return x.index(row // 16 + zero())._reinterpret(gl.float32, [size], LINE)
 
 
 @gluon.jit
 def fetch(ptr, n: gl.constexpr, stride: gl.constexpr):
-  """Begins to copy a head's rows to shared memory: bf16[rows / 16, 16, 64]."""
+  """Begins to copy a head's rows to shared memory: bf16[held / 16, 16, 64]."""
   x = gl.allocate_shared_memory(gl.bfloat16, [held(n) // 16, 16, D], TILE)
   column = gl.arange(0, D, gl.SliceLayout(0, LOAD))
   for j in gl.static_range(count(n)):
@@ -105,8 +109,13 @@ def fetch(ptr, n: gl.constexpr, stride: gl.constexpr):
 
 @gluon.jit
 def fetched(pending: gl.constexpr):
-  """Waits for copies, but the last `pending` groups, for all threads and products."""
-  hopper.async_copy.wait_group(pending)
+  """Waits for all copies, or all but the last group, for all threads and products."""
+  gl.static_assert(pending < 2)
+  if pending:  # which those passes would make 0 of a wait_group
+    wait: gl.constexpr = "cp.async.wait_group 1;\nmov.b32 $0, 0;"
+    gl.inline_asm_elementwise(wait, "=r", [], gl.int32, False, 1)
+  else:
+    hopper.async_copy.wait_group(0)
   hopper.fence_async_shared()
   barrier()
 
@@ -122,10 +131,11 @@ def put(ptr, x, i, row, n: gl.constexpr, stride: gl.constexpr):
 
 
 @gluon.jit
-def begin_product(a, b, keys: gl.constexpr):
-  """Begins f32[64, keys], a b^T of bf16[64, 64] and bf16[keys, 64] in shared memory."""
-  zero = gl.zeros([64, keys], gl.float32, scores(keys))
-  return hopper.warpgroup_mma(a, b.permute((1, 0)), zero, use_acc=False, is_async=True)
+def begin_product(a, x, j, n: gl.constexpr):
+  """Begins f32[64, size(j, n)], a b^T of bf16[64, 64] and block j of x, b."""
+  b = tile(x, j * 64, size(j, n)).permute((1, 0))
+  unset = gl.zeros([64, size(j, n)], gl.float32, scores(size(j, n)))
+  return hopper.warpgroup_mma(a, b, unset, use_acc=False, is_async=True)
 
 
 @gluon.jit
