@@ -21,7 +21,7 @@ def _triton(kernels: str) -> tuple[ModuleType, ModuleType]:
     call = importlib.import_module("jax_triton")
     return call, importlib.import_module(f"model.layers.kernels.{kernels}")
   except ImportError as e:
-    raise ImportError(
+    raise ModuleNotFoundError(
       "config.model.trunk.attention = 'triton' needs what requirements-gpu.txt lists "
       f"({e}); 'cudnn' does without it"
     ) from e

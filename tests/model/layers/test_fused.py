@@ -150,5 +150,5 @@ def test_what_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "jax_triton", None)
   monkeypatch.setattr(fused.launch, "hopper", lambda: True)
   module = attention.Attention(1, dtype=jnp.bfloat16, implementation="triton")
-  with pytest.raises(ImportError, match=r"requirements-gpu.txt .*'cudnn'"):
+  with pytest.raises(ModuleNotFoundError, match=r"requirements-gpu.txt .*'cudnn'"):
     module.init(jax.random.key(0), normal(0, B, N, fused.DEPTH))
