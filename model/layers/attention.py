@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.layers import device, fused, matmul
+from model.layers import constrain, device, fused, matmul
 from model.layers.matmul import Weights
 from model.types import Array
 
@@ -220,6 +220,8 @@ class Attention(nn.Module):
         causal, implementation = False, "xla"
       inputs = (x if query is None else query, x, x)
       q, k, v = (matmul.linear(z, *w, self.dtype) for z, w in zip(inputs, weights))
+      if at is not None:
+        q = constrain.batch(q)
       y = attend(
         q,
         k,
@@ -230,5 +232,9 @@ class Attention(nn.Module):
         causal=causal,
         implementation=implementation,
       )
+      if at is not None:
+        # One token each, here and in q: the compiler would split their heads over fsdp,
+        # as weights are, and then those of all keys and values.
+        y = constrain.batch(y)
     kernel, bias = Weights((width,), name="out")(*shape)
     return matmul.linear(y, kernel, bias, self.dtype, self.leave), bias

@@ -1,8 +1,8 @@
 """Parts of a block that a GPU does in one pass over the memory, by kernels of our own.
 
 XLA makes a kernel for each sum over tokens or along one, and each reads all again. The
-gradient by a bias is such a sum, so what adds one leaves it here: `Linear` then says
-that its bias has none. Shapes are of a whole batch; each device has its own examples.
+gradient by a bias is such a sum: `matmul.linear` leaves it to what comes after and is
+given the bias. Shapes are of a whole batch; each device has its own examples.
 """
 
 from collections.abc import Callable
@@ -43,10 +43,11 @@ def _over_devices(run: Callable, arrays: tuple, dims: str, out: str) -> tuple:
   if mesh.empty or mesh.size == 1 or mesh.manual_axes:
     return run(*arrays)
   axes = tuple(a for a in BATCH_AXES if mesh.shape.get(a, 1) > 1)
-  whole = arrays[0].shape[0] % math.prod(mesh.shape[a] for a in axes)
-  batch = None if whole else axes or None
+  left = arrays[0].shape[0] % math.prod(mesh.shape[a] for a in axes)
+  batch = None if left else axes or None
+  split = mesh.shape.get("tensor", 1)
   tensor = None
-  if "h" in dims and arrays[0].shape[2] % mesh.shape.get("tensor", 1) == 0:
+  if split > 1 and "h" in dims and arrays[0].shape[2] % split == 0:
     tensor = "tensor"
   spec = {
     "x": PartitionSpec(batch),

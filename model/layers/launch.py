@@ -23,7 +23,7 @@ def _triton(kernels: str) -> tuple[ModuleType, ModuleType]:
   except ImportError as e:
     raise ModuleNotFoundError(
       "config.model.trunk.attention = 'triton' needs what requirements-gpu.txt lists "
-      f"({e}); 'cudnn' does without it"
+      f"({e}); 'cudnn' does without it on a GPU, 'xla' anywhere"
     ) from e
 
 

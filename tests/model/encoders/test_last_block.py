@@ -8,6 +8,8 @@ import pytest
 from model.encoders import config as configs
 from model.encoders import towers
 from model.layers.pool import ONE, Pool
+from sharding import mesh as mesh_lib
+from sharding import rules
 from tests.model.encoders.models import small
 from tests.model.layers.filled import filled
 
@@ -37,3 +39,25 @@ def test_pooled_is_the_token_of_all_tokens(pool, causal, norm_after):
 
 def variables_of(pool, e):
   return pool.init(jax.random.key(0), e.tokens, e.mask)
+
+
+def test_its_attention_sends_no_keys_to_other_devices():
+  c = small(every=0, modalities=("image",))
+  c.modalities.image.pool = "cls"
+  net, batch = towers.build(c), configs.example(c, 8)
+  sizes = dict(data=1, fsdp=2, expert=1, tensor=1)
+  mesh = mesh_lib.make(sizes, jax.devices()[:2])
+
+  def total(params, batch):
+    return jnp.sum(jnp.sin(net.apply(params, batch)[0]["image"].pooled))
+
+  with jax.set_mesh(mesh):
+    params = jax.eval_shape(net.init, jax.random.key(0), batch)
+    shardings = rules.specs(params, mesh)
+    assert any("fsdp" in s.spec for s in jax.tree.leaves(shardings))
+    step = jax.jit(
+      jax.grad(total), in_shardings=(shardings, mesh_lib.batch_sharding(mesh))
+    )
+    text = step.lower(params, batch).compile().as_text()
+  sent = [x for x in text.splitlines() if "all-to-all(" in x and "/attention/" in x]
+  assert "all-gather" in text and not sent

@@ -53,7 +53,7 @@ def pooled(net, params, batch, train):
   return {m: e.pooled for m, e in encoded.items()}, aux
 
 
-def check_against_plain(c, attention):
+def check_against_plain(c, attention, remat="activations"):
   """Checks a training step's values and gradients; returns the loss and what else."""
   batch = batch_of()
   params = filled(net_of(c, "xla"), configs.example(c))
@@ -76,7 +76,7 @@ def check_against_plain(c, attention):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=where)
 
   want = run("xla", "none")
-  jax.tree_util.tree_map_with_path(compare, run(attention, "activations"), want)
+  jax.tree_util.tree_map_with_path(compare, run(attention, remat), want)
   return want
 
 
@@ -97,7 +97,7 @@ def test_training_with_kernels_is_that_of_the_plain_towers(monkeypatch, kind):
   if kind == "own":  # all that kernels do, and a norm before the trunk
     c.trunk.drop_path = 0.0
     c.modalities.image.stem_norm = True
-  check_against_plain(c, "triton")
+  check_against_plain(c, "triton", "full" if kind == "shared" else "activations")
   assert not others  # no even number of tokens is asked for
   norms = {"add_norm", "add_norm_backward"}
   assert norms.isdisjoint(calls) == (kind == "dropped")
