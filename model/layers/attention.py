@@ -147,6 +147,21 @@ def _cudnn(
   return y[:, :queries]
 
 
+def _attend_one(
+  q: Array, k: Array, v: Array, mask: Array | None, at: int | Array, causal: bool
+) -> Array:
+  """Returns `attend` of q [b, 1, h, dh], the queries of the tokens at that position.
+
+  For one query there is no matrix to be spared, and kernels want some more: XLA's. But
+  it is so few that the compiler would split the heads of queries and results over
+  fsdp, as weights are split, and then those of all keys and values.
+  """
+  if causal:
+    seen = _until(at, k)
+    mask = seen if mask is None else mask & seen
+  return constrain.batch(attend(constrain.batch(q), k, v, mask))
+
+
 class Attention(nn.Module):
   """Multi-head attention of tokens to themselves, or of given queries to them.
 
@@ -186,7 +201,8 @@ class Attention(nn.Module):
       query: [b, q, w]; x itself by default.
       segments: int32[b, n] instead of a mask; tokens see those of their own segment.
       lengths: int32[b] instead of a mask; the first so many tokens are real.
-      at: a position of each example, or int32[b]: only the token there asks, q = 1.
+      at: a position of each example, or int32[b]: only the token there asks, q = 1;
+        with a mask or none.
 
     Returns:
       dtype [b, q, w], and the last bias, [w], which is in it.
@@ -210,31 +226,22 @@ class Attention(nn.Module):
       qkv = matmul.linear(x, kernel, bias, self.dtype, leave=True)
       y = fused.attend(qkv, bias, lengths, self.causal)
     else:
-      causal, implementation = self.causal, self.implementation
       if at is not None:
         query = pick(x, at)
-        if causal:
-          seen = _until(at, x)
-          mask = seen if mask is None else mask & seen
-        # For one query there is no matrix to be spared, and kernels want some more.
-        causal, implementation = False, "xla"
       inputs = (x if query is None else query, x, x)
       q, k, v = (matmul.linear(z, *w, self.dtype) for z, w in zip(inputs, weights))
-      if at is not None:
-        q = constrain.batch(q)
-      y = attend(
-        q,
-        k,
-        v,
-        mask,
-        segments=segments,
-        lengths=lengths,
-        causal=causal,
-        implementation=implementation,
-      )
-      if at is not None:
-        # One token each, here and in q: the compiler would split their heads over fsdp,
-        # as weights are, and then those of all keys and values.
-        y = constrain.batch(y)
+      if at is None:
+        y = attend(
+          q,
+          k,
+          v,
+          mask,
+          segments=segments,
+          lengths=lengths,
+          causal=self.causal,
+          implementation=self.implementation,
+        )
+      else:
+        y = _attend_one(q, k, v, mask, at, self.causal)
     kernel, bias = Weights((width,), name="out")(*shape)
     return matmul.linear(y, kernel, bias, self.dtype, self.leave), bias

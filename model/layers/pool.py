@@ -85,7 +85,7 @@ class Pool(nn.Module):
       mask = jnp.concatenate([jnp.ones((b, len(own)), bool), mask], axis=1)
     own = own.astype(x.dtype)
     if self.implementation != "xla":
-      # A GPU takes four times as long to join arrays as to add them.
+      # XLA is slower to join arrays on a GPU than to add them.
       x = jnp.pad(x, ((0, 0), (len(own), 0), (0, 0)))
       return x + jnp.pad(own, ((0, x.shape[1] - len(own)), (0, 0)))[None], mask
     return jnp.concatenate(
