@@ -193,11 +193,7 @@ class Trunk(nn.Module):
     if c.norm_after:  # the last block's is the final one
       return dict(x), read, reports
     norm = c.norm_of(self.dtype, "norm")
-    if c.fused:
-      final, read = ({m: norm(y)[1] for m, y in s.items()} for s in (x, read))
-    else:
-      final, read = ({m: norm(y) for m, y in s.items()} for s in (x, read))
-    return final, read, reports
+    return _normed(norm, x), _normed(norm, read), reports
 
   def _scan(self, block, pattern, x, masks, routed, train):
     c = self.config
@@ -222,6 +218,10 @@ class Trunk(nn.Module):
         step, j = divmod(n, period)
         aux[i] = jax.tree.map(lambda a, step=step: a[step], stacked[j])
     return x, aux
+
+
+def _normed(norm: nn.Module, x: Streams) -> Streams:
+  return {m: norm(y)[1] if isinstance(y, Sum) else norm(y) for m, y in x.items()}
 
 
 def casting(dtype: jnp.dtype) -> type[nn.Module]:
