@@ -179,7 +179,7 @@ class Block(nn.Module):
       ends = np.cumsum(sizes)[:-1].tolist()
       done = {m: (y, None) for m, y in zip(names, jnp.split(joined, ends, axis=1))}
     x = {m: self._after(2, x[m], *done[m], drop[m]) for m in x}
-    return {m: jax.tree.map(constrain.batch, y) for m, y in x.items()}, aux
+    return {m: _constrained(y) for m, y in x.items()}, aux
 
   def read(
     self, x: Array | Sum, mask: Array | Packed | None, at: int | Array
@@ -201,7 +201,7 @@ class Block(nn.Module):
     y, z = self._before(1, x)
     x = self._after(1, pick(y, at), *self.attention(z, real, at=at))
     y, z = self._before(2, x)
-    return jax.tree.map(constrain.batch, self._after(2, y, *self.mlp(z)))
+    return _constrained(self._after(2, y, *self.mlp(z)))
 
   def _before(self, branch: int, x: Array | Sum) -> tuple[Array, Array]:
     """Returns the tokens, and what attention (1) or the MLP (2) is given of them."""
@@ -255,6 +255,13 @@ def _attend(
     return attention(x, lengths=mask.lengths())
   y, bias = attention(mask.join(x), segments=mask.segments())
   return mask.part(y), bias
+
+
+def _constrained(y: Array | Sum) -> Array | Sum:
+  if not isinstance(y, Sum):
+    return constrain.batch(y)
+  x, z = jax.tree.map(constrain.batch, (y.x, y.z))
+  return Sum(x, z, y.bias)
 
 
 def _unzipped(pairs: Mapping[str, tuple[Any, Any]]) -> tuple[dict, dict]:

@@ -161,6 +161,8 @@ def _add_norm_backward(epsilon, kept, d):
   more, d = d
   if isinstance(more, SymbolicZero):
     more = None  # nobody reads the sum itself
+  if isinstance(d, SymbolicZero):
+    d = jnp.zeros(d.shape, d.dtype)
   run = functools.partial(launch.add_norm_backward, epsilon=epsilon)
   by_y, sums = _over_devices(run, (y, d, more, scale), "xxx ", "xx")
   by_scale, by_bias, by_z_bias = jnp.sum(sums, axis=0)

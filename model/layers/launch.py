@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from model.types import Array
 
-# Programs beside each other on each of a GPU's multiprocessors, in the loops over rows.
+# Programs of a loop over rows: 8 beside each other on each of Hopper's multiprocessors.
 PROGRAMS = 132 * 8
 ROWS, COLUMNS, STEP = 256, 512, 8  # of what one program of an activation has, and reads
 

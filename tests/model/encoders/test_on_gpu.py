@@ -8,7 +8,7 @@ import pytest
 from configs import base
 from model.encoders import config as configs
 from model.encoders import towers
-from model.layers import packing
+from model.layers import constrain, packing
 from tests.model.encoders.models import small
 from tests.model.layers import kernels
 from tests.model.layers.cudnn import stand_in
@@ -97,7 +97,10 @@ def test_training_with_kernels_is_that_of_the_plain_towers(monkeypatch, kind):
   if kind == "own":  # all that kernels do, and a norm before the trunk
     c.trunk.drop_path = 0.0
     c.modalities.image.stem_norm = True
+  seen, batch = set(), constrain.batch
+  monkeypatch.setattr(constrain, "batch", lambda x: seen.add(x.ndim) or batch(x))
   check_against_plain(c, "triton", "full" if kind == "shared" else "activations")
+  assert min(seen) == 3  # no bias is split like examples
   assert not others  # no even number of tokens is asked for
   norms = {"add_norm", "add_norm_backward"}
   assert norms.isdisjoint(calls) == (kind == "dropped")
