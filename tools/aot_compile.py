@@ -1,4 +1,4 @@
-"""Compiles a recipe's real train step for TPUs that nobody owns: does it fit, how fast.
+"""Compiles a recipe's real train step for devices that nobody owns: does it fit.
 
 python -m tools.aot_compile --config configs/limoe_h14.py --topology v5p:8x8x8 \\
   [--mesh data=4,fsdp=4,expert=32] [--slices 2] [--eval] [--set model.remat=full] \\
@@ -6,8 +6,9 @@ python -m tools.aot_compile --config configs/limoe_h14.py --topology v5p:8x8x8 \
 python -m tools.aot_compile --table docs/results/aot/*.json [--short]
 
 Prints memory per device against the chip's, the collectives by kind and mesh axes, and
-a bound on the step time. Needs `pip install -r requirements-aot.txt` (the TPU compiler)
-and no TPU; JAX runs on the CPU. A step takes minutes to compile.
+a bound on the step time. Needs the compiler and no such device, as JAX runs on the CPU:
+for TPUs `pip install -r requirements-aot.txt`; for GPUs (--topology h100:8, h100:4x8: 4
+hosts) `pip install "jax[cuda13]"`. A step takes minutes to compile.
 
 The bound (tools/roofline.py) takes matrix peak, memory and link rates from the table of
 training/chips.py, with its sources, at 100 %: a lower bound of the step time and an
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--config", help="configs/x.py or configs/x.py:arg")
-  parser.add_argument("--topology", help="e.g. v5e:16x16; " + ", ".join(topology.KINDS))
+  parser.add_argument(
+    "--topology", help=f"e.g. {topology.EXAMPLES}; kinds: {', '.join(topology.KINDS)}"
+  )
   parser.add_argument("--slices", type=int, default=1, help="of that topology")
   parser.add_argument("--mesh", default="", help="data=2,fsdp=4; default config.mesh")
   parser.add_argument(
@@ -90,7 +93,8 @@ def measured(flags: argparse.Namespace, argv: Sequence[str]) -> dict:
   devices = topology.devices(flags.topology, flags.slices)
   result = aot_step.measure(config, devices, evaluate=flags.eval, hlo=flags.hlo)
   told = map(environment.without_folders, _without_files(argv))
-  names = ("jax", "jaxlib", "libtpu", "flax", "optax")
+  plugin = "libtpu" if devices[0].platform == "tpu" else "jax-cuda13-plugin"
+  names = ("jax", "jaxlib", plugin, "flax", "optax")
   return {
     "topology": flags.topology,
     "slices": flags.slices,

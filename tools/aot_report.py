@@ -37,7 +37,8 @@ def text(result: Mapping[str, Any]) -> str:
     "",
     f"verdict: {r['verdict']}",
   ]
-  lines += _memory(r["memory"], r["hbm_limit"]) if "memory" in r else _oom(r["oom"])
+  lines += _memory(r["memory"], r["hbm_limit"]) if "memory" in r else []
+  lines += _oom(r["oom"]) if "oom" in r else []
   if "estimate" in r:
     lines += ["", *_collectives(r), "", *_estimate(r)]
   return "\n".join(lines)

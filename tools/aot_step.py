@@ -28,6 +28,8 @@ from training import setup as setup_lib
 from training import step as step_lib
 
 LARGEST = 12  # collectives, and buffers of a program that does not fit
+# They make no array: names, or programs whose instructions do.
+_NAMES = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "call")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)\s?([KMGT]?)i?B?"
 _TOTALS = (
@@ -68,7 +70,7 @@ def measure(
 
   Args:
     config: a recipe, its mesh and all else as it shall be.
-    devices: described TPU devices, all of one kind.
+    devices: described devices, all of one kind.
     evaluate: the embedding step instead of the train step.
     hlo: a file for the text of the compiled program.
 
@@ -110,15 +112,18 @@ def measure(
   finally:
     seconds["compile"] = round(time.monotonic() - started, 1)
     seconds["compile_cpu"] = round(time.process_time() - worked, 1)  # all threads
-  result |= {"verdict": "fits", "memory": memory(compiled)}
-  result["flops"] = flops(config, evaluate)
+  used, module = memory(compiled), hlo_text.parse(text)
+  result |= {"verdict": "fits", "memory": used, "flops": flops(config, evaluate)}
+  if used["peak"] > chip.hbm:  # the GPU compiler does not refuse
+    oom = {"needed": used["peak"], "available": chip.hbm, "largest": largest(module)}
+    result |= {"verdict": "does not fit", "oom": oom}
   if not config.model.scan and config.microbatches == 1:
     # One program of one device; loops would be counted once.
     cost = compiled.cost_analysis() or {}
     result["flops"]["unrolled"] = cost.get("flops", 0.0) * len(devices)
   if hlo:
     pathlib.Path(hlo).write_text(text)
-  return result | _of_text(hlo_text.parse(text), setup, chip, result)
+  return result | _of_text(module, setup, chip, result)
 
 
 def compile_to_text(lowered: Any) -> tuple[Any, str]:
@@ -203,6 +208,27 @@ def parse_oom(text: str) -> dict[str, Any]:
   }
 
 
+def largest(module: hlo_text.Module) -> list[dict[str, Any]]:
+  """Returns the largest arrays that a program makes, as `parse_oom` has buffers."""
+  made = [
+    (array, i)
+    for run in hlo_text.runs(module)
+    for i in module.computations[run.computation].values()
+    if i.opcode not in _NAMES and not i.opcode.endswith("-done")
+    for array in i.arrays
+  ]
+  made.sort(key=lambda pair: -pair[0].bytes)
+  return [
+    {
+      "bytes": array.bytes,
+      "shape": f"{array.dtype}{list(array.dims)}".replace(" ", ""),
+      "source": hlo_text.source(i),
+      "kind": i.opcode,
+    }
+    for array, i in made[:LARGEST]
+  ]
+
+
 def _of_text(
   module: hlo_text.Module,
   setup: setup_lib.Setup,
@@ -213,20 +239,24 @@ def _of_text(
   devices = list(setup.mesh.devices.flat)
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   found = hlo_collectives.find(module, dict(setup.mesh.shape), slices)
-  links = roofline.Links.of(devices, chip.torus)
+  links = (
+    roofline.Links.of(devices, chip.torus)
+    if chip.torus
+    else roofline.Switch.of(devices)
+  )
   traffic = hlo_traffic.total(module)
   work["compiled"] = hlo_flops.total(module) * len(devices)
   # What the compiler did not do again is not counted, but nor is what kernels do.
   done = work["executed" if hlo_flops.has_kernels(module) else "compiled"]
   bound = roofline.estimate(done / len(devices), traffic, found, chip, links)
-  largest = sorted(found, key=lambda c: -c.total)[:LARGEST]
+  most = sorted(found, key=lambda c: -c.total)[:LARGEST]
   keep = ("kind", "axes", "shape", "times", "bytes", "asynchronous", "source")
   return {
     "collectives": [
       {"kind": kind, "axes": axes, "count": n, "bytes": size}
       for (kind, axes), (n, size) in hlo_collectives.by_kind_and_axes(found).items()
     ],
-    "largest_collectives": [{k: getattr(c, k) for k in keep} for c in largest],
+    "largest_collectives": [{k: getattr(c, k) for k in keep} for c in most],
     "lines": aot_least.lines(setup, found, result["step"]),
     "loops_of_unknown_length": any(not c.known for c in found),
     "hbm_traffic": traffic,

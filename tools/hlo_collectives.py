@@ -29,7 +29,6 @@ KINDS = (
 # one collective share this id.
 _CHAIN = re.compile(r'frontend_attributes=\{[^}]*chain_id="(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -96,7 +95,6 @@ def find(module: Module, mesh: Mapping[str, int], slices: int = 1) -> list[Colle
         continue  # among itself
       size = sum(a.bytes for a in arrays)
       text = " ".join(f"{a.dtype}{list(a.dims)}".replace(" ", "") for a in arrays[:2])
-      source = _OP_NAME.search(i.rest)
       found.append(
         Collective(
           kind=kind,
@@ -105,7 +103,7 @@ def find(module: Module, mesh: Mapping[str, int], slices: int = 1) -> list[Colle
           times=run.times,
           axes=("slices",) if between else axes_of(groups, mesh),
           groups=groups,
-          source=source[1].replace("\\", "") if source else "",
+          source=hlo_text.source(i),
           meanwhile=_meanwhile(module, run, i, parts),
           known=run.known,
         )

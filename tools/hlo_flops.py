@@ -3,7 +3,8 @@
 Pure: HLO text in, a number out. Loops count as often as they turn; the compiler's own
 count has them turn once. The TPU compiler writes every product as a convolution, that
 of a batch as one over space with dilation or padding: what falls into the padding is
-not counted. Nor are what the vector units do, and kernels of Pallas.
+not counted. The GPU compiler calls cuBLAS. Neither what the vector units do is counted,
+nor kernels of Pallas, Triton and cuDNN.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,11 @@ _WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
 _GROUPS = re.compile(r"\b(feature|batch)_group_count=(\d+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _DEFAULTS = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
-_KERNEL = 'custom_call_target="tpu_custom_call"'
+_KERNEL = re.compile(
+  'custom_call_target="(tpu_custom_call|triton_kernel_call|mosaic_gpu|__cudnn)'
+)
+_CUBLAS = 'custom_call_target="__cublas$'
+_OF_CUBLAS = re.compile(r'"lhs_contracting_dimensions":\[([\d",]*)\]')
 Scope = Mapping[str, Instruction]
 
 
@@ -35,9 +40,9 @@ def total(module: Module) -> int:
 
 
 def has_kernels(module: Module) -> bool:
-  """Returns whether it calls kernels of Pallas, whose FLOPs the text does not tell."""
+  """Returns whether it calls kernels whose FLOPs the text does not tell."""
   every = (i for scope in module.computations.values() for i in scope.values())
-  return any(i.opcode == "custom-call" and _KERNEL in i.rest for i in every)
+  return any(i.opcode == "custom-call" and _KERNEL.search(i.rest) for i in every)
 
 
 def of(module: Module, scope: Scope, i: Instruction) -> int:
@@ -48,17 +53,19 @@ def of(module: Module, scope: Scope, i: Instruction) -> int:
   if i.opcode == "convolution":
     return _convolution(scope, i)
   if i.opcode == "dot":
-    return _dot(scope, i)
+    return _dot(scope, i, _CONTRACTED)
+  if i.opcode == "custom-call" and _CUBLAS in i.rest:
+    return _dot(scope, i, _OF_CUBLAS)
   if i.opcode != "fusion":
     return 0
   inside = module.computations[i.called()["calls"][0]]
   return sum(of(module, inside, j) for j in inside.values())
 
 
-def _dot(scope: Scope, i: Instruction) -> int:
+def _dot(scope: Scope, i: Instruction, pattern: re.Pattern[str]) -> int:
   dims = scope[i.operands[0]].arrays[0].dims
-  contracted = _CONTRACTED.search(i.rest)
-  axes = contracted[1].split(",") if contracted and contracted[1] else []
+  contracted = pattern.search(i.rest)
+  axes = re.findall(r"\d+", contracted[1]) if contracted else []
   inner = math.prod(dims[int(axis)] for axis in axes)
   return 2 * inner * math.prod(i.arrays[0].dims)
 

@@ -18,6 +18,7 @@ _CALLED = re.compile(
   r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
 
 
@@ -153,6 +154,12 @@ def runs(module: Module) -> Iterator[Run]:
         names = [name for group in called.values() for name in group]
         here = (run.computation, i.name) if i.opcode == "async-start" else run.started
         stack += [Run(c, run.times, run.known, here) for c in names]
+
+
+def source(i: Instruction) -> str:
+  """Returns the JAX operation that an instruction comes from, as far as it tells."""
+  found = _OP_NAME.search(i.rest)
+  return found[1].replace("\\", "") if found else ""
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:

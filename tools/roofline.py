@@ -44,6 +44,22 @@ class Links:
 
 
 @dataclasses.dataclass(frozen=True)
+class Switch:
+  """Devices that a switch joins, those of a host each.
+
+  Attributes:
+    hosts: int[devices], in the flattened order of a mesh.
+  """
+
+  hosts: np.ndarray
+
+  @classmethod
+  def of(cls, devices: Sequence[Any]) -> "Switch":
+    """Reads the hosts of described devices."""
+    return cls(np.array([d.process_index for d in devices]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
   """Seconds of one step, and what they come from."""
 
@@ -74,7 +90,7 @@ def estimate(
   traffic: float,
   collectives: Iterable[Collective],
   chip: Chip,
-  links: Links,
+  links: Links | Switch,
 ) -> Estimate:
   """Returns the bound.
 
@@ -100,8 +116,10 @@ def hidden(c: Collective, chip: Chip) -> float:
   return sum(max(flops / chip.flops, size / chip.hbm_rate) for flops, size in work)
 
 
-def seconds(c: Collective, chip: Chip, links: Links) -> float:
+def seconds(c: Collective, chip: Chip, links: Links | Switch) -> float:
   """Returns the seconds of one collective with the links to itself.
+
+  By a switch, see `_switched`; else:
 
   Gathers and sums go round rings: over both links of each torus dimension that the
   group spans, over one where its ends are not joined. An all-to-all is held up by the
@@ -109,6 +127,8 @@ def seconds(c: Collective, chip: Chip, links: Links) -> float:
   half, over one link, or two of a ring. A permutation takes one link at a time. What
   goes on between slices takes the network.
   """
+  if isinstance(links, Switch):
+    return _switched(c, chip, links.hosts)
   if c.axes == ("slices",):
     return c.bytes / chip.network
   if c.kind == "collective-permute":
@@ -120,6 +140,24 @@ def seconds(c: Collective, chip: Chip, links: Links) -> float:
     return c.bytes * middle / chip.link
   ways = sum(1 + ring for _, ring in spans) or 1
   return c.bytes / (ways * chip.link)
+
+
+def _switched(c: Collective, chip: Chip, hosts: np.ndarray) -> float:
+  """Returns the seconds of a collective of devices that a switch or a network joins.
+
+  All that a device sends takes its link. What a host lacks comes in once, by the
+  network cards of those of its devices that take part, at the same time; of an
+  all-to-all each device needs something else.
+  """
+  inside = c.bytes / chip.link
+  of = hosts[np.asarray(c.groups)]
+  if (of == of[:, :1]).all():
+    return inside
+  if c.kind == "collective-permute":
+    return c.bytes / chip.network
+  n, each = of.shape[1], np.unique(of[0], return_counts=True)[1].min()
+  share = (n - each) / (n - 1) / (1 if c.kind == "all-to-all" else each)
+  return max(inside, share * c.bytes / chip.network)
 
 
 def _spans(coords: np.ndarray, links: Links) -> list[tuple[int, bool]]:

@@ -7,8 +7,11 @@ direction of one link: half of that over 4 links (2-D torus) or 6 (3-D). v4's li
 50 GB/s (arXiv 2304.01433, section 2). Data-centre network per chip: v5p 50, v6e and
 tpu7x 100 Gb/s; v5e 6.4 Tb/s over 256 chips; v4 is assumed to be as v5p. HBM is what the
 TPU compiler allows a program, somewhat less than the capacity on the data sheet.
-GPU figures are the vendor's data sheets' without sparsity. What JAX calls a device is
-half a chip for v2, v3 and tpu7x: their figures per chip are halved.
+GPU figures are the vendor's data sheets' without sparsity; NVLink and the network, one
+direction, as in DGX and HGX systems of eight: a network card per GPU, of 200 Gb/s with
+A100 and 400 Gb/s since. Their HBM is the three quarters that JAX takes unless
+XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise. What JAX calls a device is half a chip
+for v2, v3 and tpu7x: their figures per chip are halved.
 """
 
 import dataclasses
@@ -24,9 +27,10 @@ class Chip:
     flops: dense bf16 FLOP/s.
     hbm: bytes that a program may use; 0 where it is not known, as the rest.
     hbm_rate: bytes/s between memory and chip.
-    torus: dimensions of the interconnect; each has two links.
-    link: bytes/s of one link in one direction.
-    network: bytes/s per device between slices, in one direction.
+    torus: dimensions of the interconnect; each has two links. 0: the devices of a host
+      are joined by a switch.
+    link: bytes/s of one link, or of a device and its switch, in one direction.
+    network: bytes/s per device between slices or hosts, in one direction.
   """
 
   kind: str
@@ -40,6 +44,18 @@ class Chip:
 
 def _gib(size: float) -> int:
   return int(size * 2**30)
+
+
+def _gpu(kind: str, tera: float, mib: int, rate: float, link: float, network: float):
+  """mib: of memory, as the driver says; rates in GB/s."""
+  return Chip(
+    kind=kind,
+    flops=tera * 1e12,
+    hbm=int(0.75 * mib * 2**20),
+    hbm_rate=rate * 1e9,
+    link=link * 1e9,
+    network=network * 1e9,
+  )
 
 
 # The first match counts.
@@ -92,10 +108,13 @@ CHIPS = (
     link=100e9 / 2,
     network=12.5e9 / 2,
   ),
-  Chip(kind=r".*\bGH200|.*\bH200", flops=989e12),
+  Chip(kind=r".*\bGH200", flops=989e12),
+  _gpu(r".*\bB200", 2250, 182_642, 8000, 900, 50),
+  _gpu(r".*\bH200", 989, 144_384, 4800, 450, 50),
   Chip(kind=r".*\bH100 PCIe", flops=756e12),
   Chip(kind=r".*\bH100 NVL", flops=835e12),
-  Chip(kind=r".*\bH100", flops=989e12),
+  _gpu(r".*\bH100", 989, 81_008, 3350, 450, 50),
+  _gpu(r".*\bA100.*80GB", 312, 81_158, 2039, 300, 25),
   Chip(kind=r".*\bA100", flops=312e12),
   Chip(kind=r".*\bL4\b", flops=121e12),
 )

@@ -2,12 +2,14 @@
 
 import importlib
 import math
+import re
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from model.layers import device
 from model.types import Array
 
 # Programs of a loop over rows: 8 beside each other on each of Hopper's multiprocessors.
@@ -29,7 +31,10 @@ def _triton(kernels: str) -> tuple[ModuleType, ModuleType]:
 
 def hopper() -> bool:
   """Says whether the devices have the instructions that attention is written in."""
-  return getattr(jax.devices()[0], "compute_capability", "") == "9.0"
+  first, kind = jax.devices()[0], device.ambient()[1]
+  if kind == first.device_kind:
+    return getattr(first, "compute_capability", "") == "9.0"
+  return bool(re.search(r"\bG?H[12]00\b", kind))  # described: compiled for, not run on
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

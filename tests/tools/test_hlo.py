@@ -225,6 +225,31 @@ def test_flops_of_products_by_their_definition():
   assert hlo_flops.has_kernels(hlo_text.parse(PRODUCTS.replace(line, "  " + call)))
 
 
+CUBLAS = """
+ENTRY %main (a: bf16[7,6,4], b: bf16[7,4,5], c: bf16[6,4]) -> bf16[6,5] {
+  %a = bf16[7,6,4]{2,1,0} parameter(0)
+  %b = bf16[7,4,5]{2,1,0} parameter(1)
+  %c = bf16[6,4]{1,0} parameter(2)
+  %batch = (bf16[7,6,5]{2,1,0}, s8[4096]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":\
+{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],\
+"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]}}}
+  %two = (bf16[5]{0}, s8[4096]{0}) custom-call(%b, %c), \
+custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":\
+{"dot_dimension_numbers":{"lhs_contracting_dimensions":["0","1"]}}}
+  ROOT %y = bf16[6,5]{1,0} custom-call(%c), custom_call_target="HERE"
+}
+"""
+
+
+def test_flops_of_cublas_and_kernels_of_gpus():
+  module = hlo_text.parse(CUBLAS)
+  assert hlo_flops.total(module) == 2 * 7 * 6 * 4 * 5 + 2 * 7 * 4 * 5
+  assert not hlo_flops.has_kernels(module)
+  for name in ("__cudnn$fmhaSoftmax", "triton_kernel_call_ffi"):
+    assert hlo_flops.has_kernels(hlo_text.parse(CUBLAS.replace("HERE", name)))
+
+
 def test_what_runs_until_a_collective_ends_can_hide_it():
   (c,) = hlo_collectives.find(hlo_text.parse(PRODUCTS), MESH)
   assert c.meanwhile is not None

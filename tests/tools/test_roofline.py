@@ -64,3 +64,27 @@ def test_only_asynchronous_collectives_hide_and_no_longer_than_there_is_work():
   part = collective("all-gather", 16, size, times=3, meanwhile=work[:1])
   bound = roofline.estimate(V5E.flops, 0.0, [part], V5E, line(16))
   assert (bound.collectives, bound.exposed) == (3.0, 1.5)
+
+
+@pytest.mark.parametrize(
+  ("kind", "hosts", "each", "seconds"),
+  [
+    ("all-reduce", 1, 8, 1.0),
+    # 8 of 16 shards come in by 8 cards, a byte of each for 15 that the link carries.
+    ("all-gather", 2, 8, 1.0),
+    ("all-gather", 2, 2, 9 * 2 / 3 / 2),
+    ("all-reduce", 4, 1, 9.0),
+    # 8 of 15 parts are for the other host.
+    ("all-to-all", 2, 8, 9 * 8 / 15),
+  ],
+)
+def test_a_switch_joins_a_host_and_the_network_hosts(kind, hosts, each, seconds):
+  h100 = chips.find("NVIDIA H100 80GB HBM3")
+  n = hosts * each
+  devices = [types.SimpleNamespace(process_index=i // each) for i in range(n)]
+  switch = roofline.Switch.of(devices)
+  c = collective(kind, n, int(h100.link))
+  assert roofline.seconds(c, h100, switch) == pytest.approx(seconds)
+  pair = collective("collective-permute", 2, int(h100.link), groups=((0, n - 1),))
+  times = 1.0 if hosts == 1 else h100.link / h100.network
+  assert roofline.seconds(pair, h100, switch) == times

@@ -16,6 +16,8 @@ from training import chips
     ("NVIDIA H100 80GB HBM3", 989),
     ("NVIDIA H100 PCIe", 756),
     ("NVIDIA H200", 989),
+    ("NVIDIA GH200 480GB", 989),
+    ("NVIDIA B200", 2250),
     ("NVIDIA A100-SXM4-40GB", 312),
     ("cpu", None),
     ("NVIDIA GeForce RTX 4090", None),
@@ -40,4 +42,20 @@ def test_memory_and_links_of_tpus(kind, hbm, both_ways):
   chip = chips.find(kind)
   assert chip.hbm == int(hbm * 2**30)
   assert 2 * chip.torus * chip.link * 2 == both_ways
+  assert chip.hbm_rate > 0 and chip.network > 0
+
+
+@pytest.mark.parametrize(
+  ("kind", "gib", "nvlink"),
+  [
+    ("NVIDIA A100-SXM4-80GB", 80, 600e9),
+    ("NVIDIA H100 80GB HBM3", 80, 900e9),
+    ("NVIDIA H200", 141, 900e9),
+    ("NVIDIA B200", 180, 1800e9),
+  ],
+)
+def test_memory_and_links_of_gpus(kind, gib, nvlink):
+  chip = chips.find(kind)
+  assert 0.97 * gib < chip.hbm / 0.75 / 2**30 < gib + 1
+  assert 2 * chip.link == nvlink and not chip.torus
   assert chip.hbm_rate > 0 and chip.network > 0

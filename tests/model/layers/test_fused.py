@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.layers import attention, fused
+from model.layers import attention, fused, launch
 from model.layers.fused import Sum
 from model.layers.mlp import ACTIVATIONS, Mlp
 from model.layers.norm import Norm
@@ -152,3 +152,21 @@ def test_what_is_missing_is_named(monkeypatch):
   module = attention.Attention(1, dtype=jnp.bfloat16, implementation="triton")
   with pytest.raises(ModuleNotFoundError, match=r"requirements-gpu.txt .*'cudnn'"):
     module.init(jax.random.key(0), normal(0, B, N, fused.DEPTH))
+
+
+@pytest.mark.parametrize(
+  ("kind", "expected"),
+  [
+    ("NVIDIA H100 80GB HBM3", True),
+    ("NVIDIA H200", True),
+    ("NVIDIA GH200 480GB", True),
+    ("NVIDIA A100-SXM4-80GB", False),
+    ("NVIDIA B200", False),
+    (jax.devices()[0].device_kind, False),
+  ],
+)
+def test_described_devices_have_hoppers_instructions_by_name(
+  kind, expected, monkeypatch
+):
+  monkeypatch.setattr(launch.device, "ambient", lambda: ("gpu", kind))
+  assert launch.hopper() is expected
