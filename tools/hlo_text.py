@@ -14,6 +14,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b(pred|(?:bf|[sufc])(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)?)")
 _CALLED = re.compile(
   r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
@@ -116,6 +117,9 @@ def parse(text: str) -> Module:
       current = computations.setdefault(head[2], {})
       entry = head[2] if head[1] else entry
     elif current is not None and (instruction := _instruction(line)):
+      for name in instruction.operands:
+        if "#" in name and name not in current:
+          current[name] = _element(current, name)
       current[instruction.name] = instruction
   if not entry:
     raise ValueError("no ENTRY computation in the text: expected compiled HLO")
@@ -198,8 +202,21 @@ def _instruction(line: str) -> Instruction | None:
     return Instruction(
       start[2], shape, opcode, (), inside + ", " + rest, bool(start[1])
     )
-  operands = tuple(_NAME.findall(inside))
+  operands = tuple(_OPERAND.findall(inside))
   return Instruction(start[2], shape, opcode, operands, rest, bool(start[1]))
+
+
+def _element(scope: Mapping[str, Instruction], name: str) -> Instruction:
+  """Returns the get-tuple-element that newer texts write as %tuple#2."""
+  whole, _, index = name.partition("#")
+  parts, depth = [""], 0
+  for c in scope[whole].shape[1:-1]:
+    depth += (c in "([{") - (c in ")]}")
+    if c == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += c
+  return Instruction(name, parts[int(index)], "get-tuple-element", (whole,), "")
 
 
 def _closing(line: str, opening: int) -> int:

@@ -432,4 +432,5 @@ def test_what_a_gpu_lacks_room_for_is_said(tmp_path):
   assert done.returncode == 1, done.stderr[-3000:]
   r = json.loads(out.read_text())
   assert r["verdict"] == "does not fit" and r["oom"]["needed"] > r["hbm_limit"]
-  assert "verdict: does not fit" in done.stdout and r["oom"]["largest"][0]["source"]
+  assert "verdict: does not fit" in done.stdout
+  assert any(buffer["source"] for buffer in r["oom"]["largest"])

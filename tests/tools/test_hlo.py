@@ -318,6 +318,23 @@ def test_shapes():
   assert [a.in_hbm for a in got] == [True, False, True, True, True]
 
 
+def test_an_element_of_a_tuple_may_be_written_as_an_operand():
+  text = """
+ENTRY %main (a: f32[8]) -> f32[2] {
+  %a = f32[8]{0} parameter(0)
+  %both = (f32[4,3]{1,0}, (s32[5]{0}, /*index=2*/bf16[6,7]{1,0})) fusion(%a), calls=%f
+  %inner = bf16[6,7]{1,0} negate(%both#1)
+  ROOT %y = f32[2]{0} custom-call(%both#0, %inner), custom_call_target="x"
+}
+"""
+  scope = hlo_text.parse(text).computations["main"]
+  assert scope["y"].operands == ("both#0", "inner")
+  assert [a.dims for a in scope["both#0"].arrays] == [(4, 3)]
+  assert [a.dims for a in scope["both#1"].arrays] == [(5,), (6, 7)]
+  assert hlo_traffic.moved(hlo_text.parse(text), scope, scope["y"]) == 48 + 84 + 8
+  assert hlo_traffic.moved(hlo_text.parse(text), scope, scope["both#0"]) == 0
+
+
 def test_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo_text.parse("HloModule x")
