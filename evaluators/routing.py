@@ -73,6 +73,8 @@ class Evaluator:
   def run(self, params: Params) -> dict[str, float]:
     """Returns layer<ii>/<what>/<m>; saves loads and favourites for the report.
 
+    They are means over batches, `dead_experts` and `router_logit_scale` too.
+
     Raises:
       ValueError: a model without sparse layers.
     """

@@ -117,8 +117,8 @@ def measure(
   if used["peak"] > chip.hbm:  # the GPU compiler does not refuse
     oom = {"needed": used["peak"], "available": chip.hbm, "largest": largest(module)}
     result |= {"verdict": "does not fit", "oom": oom}
-  if not config.model.scan and config.microbatches == 1:
-    # One program of one device; loops would be counted once.
+  if chip.torus and not config.model.scan and config.microbatches == 1:
+    # One program of one device; loops would be counted once, calls of cuBLAS not.
     cost = compiled.cost_analysis() or {}
     result["flops"]["unrolled"] = cost.get("flops", 0.0) * len(devices)
   if hlo:

@@ -124,7 +124,7 @@ def experts_over_time(run: Run) -> Figure | None:
         steps, values = run.series(served[layer, m])
         color = PALETTE[i % len(PALETTE)]
         below.plot(steps, 100 * (1 - values), color=color, linestyle=dash)
-    if m in wanted:
+    if m in wanted and run.get(f"model.moe.losses.global_entropy.{m}"):
       above.axhline(wanted[m], color=MUTED, linestyle="--", linewidth=1.2)
       above.annotate(
         f"threshold {wanted[m]:g}", (0.99, wanted[m]), (0, -3), color=MUTED,

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from evaluators import context as context_lib
 from model import catalogue
 from model.types import Params
+from sharding import mesh as mesh_lib
 from training import checkpoint
 from training import step as step_lib
 
@@ -84,6 +85,7 @@ def build(setup, workdir: str) -> list[Scheduled]:
     name = options["name"]
     where = f"config.evaluators: {name}"
     evaluator = catalogue.build(cls, {"context": context, **options}, where)
+    _check_batch(where, getattr(evaluator, "batch_size", 0), setup)
     version = getattr(cls, "version", 1)
     name = name if version == 1 else f"{name}_v{version}"
     out.append(Scheduled(name, every, evaluator, file))
@@ -98,6 +100,21 @@ def build(setup, workdir: str) -> list[Scheduled]:
       "<evaluator>/<metric>; '' keeps the latest checkpoints only."
     )
   return out
+
+
+def _check_batch(where: str, size: int, setup) -> None:
+  """Raises ValueError for a batch of an evaluator that the mesh or groups cannot take.
+
+  That of the config, size = 0, is checked where training's is.
+  """
+  moe = setup.config.model.moe
+  group = moe.group if moe.every or moe.layers else 1
+  try:
+    mesh_lib.check_batch(size or setup.config.batch_size, setup.mesh, group=group)
+  except ValueError as e:
+    # It speaks of config.batch_size, as training has no other.
+    text = str(e).replace("config.batch_size", "batch_size")
+    raise ValueError(f"{where}, batch_size = {size}: {text}") from e
 
 
 def restore(where: str, setup, asked_by: str = "--checkpoint") -> tuple[Params, str]:

@@ -6,7 +6,7 @@ lax.map, so the backward pass recomputes chunk by chunk (as in GradCache, 2101.0
 while the loss always has the whole batch's negatives.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 
@@ -47,14 +47,25 @@ def make_loss(config, towers, objective):
     )
     # Every auxiliary loss of every encode call is added, by prefix and never by name:
     # a loss that the towers report cannot be dropped on its way here.
-    extra = [v for aux in encode.aux for k, v in aux.items() if k.startswith("losses/")]
+    aux = _together(encode.aux)
+    extra = [v for k, v in aux.items() if k.startswith("losses/")]
     total = out.loss + sum(extra, jnp.zeros((), jnp.float32))
-    metrics = {"loss": total, "losses/objective": out.loss, **out.metrics}
-    for aux in encode.aux:
-      metrics.update(aux)
+    metrics = {"loss": total, "losses/objective": out.loss, **out.metrics, **aux}
     return total, (metrics, out.state)
 
   return loss
+
+
+def _together(calls: Sequence[Metrics]) -> Metrics:
+  """Returns by name the losses of all encode calls added up, and their mean metrics."""
+  found: dict[str, list[Array]] = {}
+  for aux in calls:
+    for key, value in aux.items():
+      found.setdefault(key, []).append(value)
+  return {
+    key: sum(values[1:], values[0]) / (1 if key.startswith("losses/") else len(values))
+    for key, values in found.items()
+  }
 
 
 class Encode:

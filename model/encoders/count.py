@@ -66,7 +66,7 @@ def parameter_table(model: Mapping[str, Any]) -> ParameterTable:
     size = math.prod(leaf.shape) * times.get(f"{part}/{inside}", 1)
     parts[part] = parts.get(part, 0) + size
     if _EXPERTS in name and moe:
-      idle += size * (moe.experts - _router(moe).active(moe)) // moe.experts
+      idle += round(size * (moe.experts - _router(moe).active(moe)) / moe.experts)
   total = sum(parts.values())
   return ParameterTable(total, total - idle, parts)
 

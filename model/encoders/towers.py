@@ -275,7 +275,8 @@ class Towers(nn.Module):
       if len({y.shape[0] for y in x.values()}) > 1:
         sizes = {m: y.shape[0] for m, y in x.items()}
         raise ValueError(f"modalities of one batch differ in their examples: {sizes}")
-      trunk = trunk_of(present[0].trunk, name="trunk")
+      whole = sum(m.tokens for m in self.modalities)
+      trunk = trunk_of(present[0].trunk, example=whole, name="trunk")
       routed = self._routed(x, masks, valid)
       shared, one, reports = trunk(x, masks, routed, train, at)
       return dict(shared), dict(one), _collect([reports])
@@ -284,7 +285,7 @@ class Towers(nn.Module):
     all_reports: list[dict[int, Metrics]] = []
     for m in present:
       one, mask = {m.name: x[m.name]}, {m.name: masks[m.name]}
-      trunk = trunk_of(m.trunk, name=f"trunk_{m.name}")
+      trunk = trunk_of(m.trunk, example=m.tokens, name=f"trunk_{m.name}")
       place = {m.name: at[m.name]} if m.name in at else {}
       routed = self._routed(one, mask, valid)
       own, token, reports = trunk(one, mask, routed, train, place)

@@ -115,6 +115,7 @@ class Trunk(nn.Module):
   Attributes:
     config: of the trunk.
     moe: options of the sparse layers; None: dense.
+    example: tokens of an example with all modalities that share the trunk.
     scan: scan over layers, for short compile times; else unrolled, faster on CPU.
     remat: "none" | "activations" | "dots" | "full".
     dtype: of the matmuls and activations.
@@ -128,6 +129,7 @@ class Trunk(nn.Module):
 
   config: TrunkConfig
   moe: MoeConfig | None = None
+  example: int = 0
   scan: bool = False
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
@@ -171,6 +173,7 @@ class Trunk(nn.Module):
           mlp=c.mlp,
           dtype=self.dtype,
           activation=activation(c.activation, recompute),
+          example=self.example,
         )
       rate = 0.0 if self.scan else c.drop_path_rate(i)
       name = f"block_{i:02d}"

@@ -1,6 +1,6 @@
 """The options of the sparse layers, `config.model.moe`, checked before compiling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -14,6 +14,7 @@ PER_MODALITY = ("local_entropy", "global_entropy")
 DISPATCHES = ("gather", "einsum", "dropless")
 KERNELS = ("auto", "megablox", "ragged_dot")
 STATISTICS = ("global", "group")
+USUAL = ("image", "text")  # configs/base.py has settings for them, whatever there is
 FLOORS = ("served", "effective_experts")  # metrics that training warns about
 
 
@@ -29,7 +30,8 @@ class MoeConfig:
     k: experts per token; of expert choice, in the mean.
     slots: of each expert and example; the soft router only.
     capacity: buffer slots over the mean load while training, C.
-    capacity_eval: the same in evaluation; token choice only.
+    capacity_eval: the same in evaluation; token choice only. There are slots for all
+      modalities, even if some are encoded alone.
     group: examples per routing group.
     priority: batch-priority routing (arXiv 2106.05974, section 4); token choice only.
     noise: standard deviation of the routing noise in training, in units of 1/experts;
@@ -40,9 +42,11 @@ class MoeConfig:
     pieces: in how many pieces slots travel to experts on other devices and back: with
       2, the experts compute one while the other is on its way.
     dropless_kernel: "megablox" | "ragged_dot" | "auto", what the device does well.
-    statistics: importance, load, gshard and global entropy over the "global" batch, or
-      over each "group" and then averaged. Which one LIMoE used is unverified.
-    weight: of the mean of the enabled losses.
+    statistics: importance, load, gshard and global entropy over the "global" batch
+      (over each microbatch, if it comes in some), or over each "group" and then
+      averaged. Which one LIMoE used is unverified.
+    weight: of the mean of the enabled losses; of each call, where an objective encodes
+      several times.
     losses: (name, weight) of each enabled loss; the per-modality ones are named
       "local_entropy_text".
     min_experts: (modality, S): the threshold log S of its global entropy.
@@ -91,7 +95,7 @@ class MoeConfig:
           "number above 0, such as 1.05."
         )
     for key in ("noise", "weight"):
-      if getattr(self, key) < 0:
+      if not 0 <= getattr(self, key) < math.inf:
         raise ValueError(f"{WHERE}.{key} = {getattr(self, key)}, expected 0 or more.")
     known_values = {
       "router": catalogue.names(ROUTERS),
@@ -111,6 +115,7 @@ class MoeConfig:
         f"no slots that could travel in pieces. Set {WHERE}.pieces = 1."
       )
     self._check_losses()
+    self._check_floors()
     catalogue.find(ROUTERS, self.router, "Router").check(self)
 
   def _check_losses(self) -> None:
@@ -140,8 +145,18 @@ class MoeConfig:
           f"{WHERE}.min_experts.{modality} = {least[modality]} with {WHERE}.experts = "
           f"{self.experts}: the threshold log {least[modality]:g} must lie in [0, log "
           f"{self.experts}), the largest entropy over {self.experts} experts. Set "
-          f"{WHERE}.min_experts.{modality} to at least 1 and below {self.experts}, or "
-          f"{WHERE}.losses.global_entropy.{modality} = 0."
+          f"{WHERE}.losses.global_entropy.{modality} = 0, or of several experts "
+          f"{WHERE}.min_experts.{modality} to at least 1 and below their number."
+        )
+
+  def _check_floors(self) -> None:
+    for name, floor in self.warn if self.every or self.layers else ():
+      metric, _, modality = name.partition("/")
+      most = 1 if metric == "served" else self.experts
+      if not floor <= most:
+        raise ValueError(
+          f"{WHERE}.warn.{metric}.{modality} = {floor:g} cannot be reached: {metric} "
+          f"is at most {most}. Set it lower."
         )
 
   @classmethod
@@ -164,6 +179,9 @@ class MoeConfig:
     least = options.get("min_experts") or {}
     options["min_experts"] = tuple((m, float(least[m])) for m in sorted(least))
     options["warn"] = floors(config)
+    _check_modalities("min_experts", least, modalities)
+    for metric, by_modality in (config.get("warn") or {}).items():
+      _check_modalities(f"warn.{metric}", by_modality, modalities)
     return catalogue.build(cls, options, WHERE)
 
   def blocks(self, depth: int) -> tuple[int, ...]:
@@ -182,8 +200,8 @@ class MoeConfig:
       return tuple(sorted(set(self.layers)))
     if self.every > depth or self.every < 0:
       raise ValueError(
-        f"{WHERE}.every = {self.every} leaves no sparse block in "
-        f"config.model.trunk.depth = {depth}; expected 1 to {depth}, or 0 for none."
+        f"{WHERE}.every = {self.every} makes no block of config.model.trunk.depth = "
+        f"{depth} sparse; expected 1 to {depth}, or 0 for none."
       )
     return tuple(range(self.every - 1, depth, self.every)) if self.every else ()
 
@@ -292,6 +310,17 @@ def floors(config: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
       )
     flat += [(f"{metric}/{m}", float(v)) for m, v in sorted(warn[metric].items())]
   return tuple(flat)
+
+
+def _check_modalities(
+  key: str, names: Iterable[str], modalities: Sequence[str] | None
+) -> None:
+  for name in names:
+    if modalities is not None and name not in (*modalities, *USUAL):
+      raise ValueError(
+        f"unknown modality {WHERE}.{key}.{name}: "
+        f"{catalogue.near_misses(name, list(modalities))}"
+      )
 
 
 def _flatten_losses(

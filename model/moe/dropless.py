@@ -100,8 +100,8 @@ def choose(kernel: str, platform: str, kind: str) -> str:
     f"{WHERE}.dispatch = 'dropless' on {kind or platform}: jax.lax.ragged_dot computes "
     "every expert for every row there (experts / k times the arithmetic), and the "
     f"megablox kernel is interpreted. Set {WHERE}.dispatch = 'gather' with "
-    f"{WHERE}.capacity = experts / k, which drops nothing either; or, to test, "
-    f"{WHERE}.dropless_kernel = 'ragged_dot' or 'megablox'."
+    f"{WHERE}.capacity and .capacity_eval = experts / k, which drops nothing either; "
+    f"or, to test, {WHERE}.dropless_kernel = 'ragged_dot' or 'megablox'."
   )
 
 

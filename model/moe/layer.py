@@ -34,6 +34,8 @@ class MoeMlp(nn.Module):
     mlp: hidden width of each expert, m.
     dtype: of the experts' matmuls and of the result; the router is f32 always.
     activation: between the two layers of an expert.
+    example: tokens of an example with all modalities that share the layer; 0: those
+      that come.
 
   Parameters (f32): router/kernel [w, e], or as its file in model/moe/routers says;
   experts/up/kernel [e, w, m], experts/up/bias [e, m]; experts/down/kernel [e, m, w],
@@ -51,6 +53,7 @@ class MoeMlp(nn.Module):
   mlp: int
   dtype: jnp.dtype = jnp.float32
   activation: Callable[[Array], Array] = nn.gelu  # the tanh form, as in the dense MLP
+  example: int = 0
 
   @nn.compact
   def __call__(
@@ -76,7 +79,8 @@ class MoeMlp(nn.Module):
     c = self.config
     b, n, w = x.shape
     self._check(x, mask, modality)
-    router = catalogue.find(ROUTERS, c.router, "Router")(c, name="router")
+    kind = catalogue.find(ROUTERS, c.router, "Router")
+    router = kind(c, self.example, name="router")
     experts = self._experts()
     if self.is_initializing():  # any number of examples will do: nothing is routed
       router.logits(x[:1])

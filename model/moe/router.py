@@ -109,11 +109,14 @@ class Gate(nn.Module):
     mixes: whether what a token becomes depends on the other tokens of its group by more
       than a lack of slots. The layer then routes each modality by itself, lest an image
       see its own caption.
+    example: tokens of an example with all modalities that share the layer; 0: those
+      that come.
 
   Parameters (f32): kernel [w, e].
   """
 
   config: MoeConfig
+  example: int = 0
   mixes: ClassVar[bool] = False
 
   @staticmethod
@@ -121,7 +124,7 @@ class Gate(nn.Module):
     """Raises a ValueError for options that this router cannot honour."""
 
   @staticmethod
-  def active(config: MoeConfig) -> int:
+  def active(config: MoeConfig) -> float:
     """Returns how many experts work on a token, in the mean."""
     return config.k
 
@@ -162,15 +165,28 @@ class Gate(nn.Module):
 
 
 def capacity(
-  tokens: int, k: int, factor: float, experts: int, multiple: int = MULTIPLE
+  tokens: int,
+  k: int,
+  factor: float,
+  experts: int,
+  multiple: int = MULTIPLE,
+  whole: int = 0,
 ) -> int:
   """Returns the slots of an expert: ceil(s * k * factor / e), up to a multiple of 4.
 
   It never exceeds the group's tokens s (rounded up likewise): a token chooses an expert
   at most once, so that further slots could not be filled.
+
+  Args:
+    tokens: of a group, s.
+    k: choices of each.
+    factor: of the capacity.
+    experts: e.
+    multiple: what is rounded up to.
+    whole: tokens of a group that lacks nothing, if it has more: slots are for so many.
   """
   # Exact: 100 * 1.1 is above 110 in binary floating point, and would cost four slots.
-  slots = math.ceil(tokens * k * Fraction(str(factor)) / experts)
+  slots = math.ceil(max(tokens, whole) * k * Fraction(str(factor)) / experts)
   return -(-max(1, min(slots, tokens)) // multiple) * multiple
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.small import one_device, tiny
+from tests.small import limoe, one_device, tiny
 from training import checkpoint, evaluation
 
 
@@ -23,3 +23,14 @@ def test_a_best_metric_that_its_evaluator_does_not_give_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"'health/nothing' is not among"):
     keeper.save(1, {}, {}, {"health/uniformity/image": 1.0})
   keeper.close()
+
+
+def test_a_batch_that_is_not_whole_groups_is_refused_at_the_start(tmp_path):
+  config = limoe()
+  config.evaluators = (("health", 0, {"batch_size": 10}),)
+  with pytest.raises(
+    ValueError, match=r"health, batch_size = 10: .* groups"
+  ):
+    evaluation.build(one_device(config), str(tmp_path))
+  config.evaluators = (("health", 0, {"batch_size": 8}),)
+  assert len(evaluation.build(one_device(config), str(tmp_path))) == 1

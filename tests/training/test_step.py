@@ -215,3 +215,10 @@ def test_pieces_are_for_chips_that_exchange_in_the_background():
   assert dict(more) == setup_lib.IN_BACKGROUND
   with pytest.raises(ValueError, match=r"model\.moe\.pieces = 2 on TPU v5 lite"):
     told("TPU v5 lite", 2)
+
+
+def test_losses_of_several_calls_are_logged_as_they_are_added():
+  calls = [{"losses/a": 1.0, "metrics/b": 1.0}, {}, {"losses/a": 2.0, "metrics/b": 4.0}]
+  calls[2]["metrics/c"] = 5.0
+  together = step_lib._together(calls)
+  assert together == {"losses/a": 3.0, "metrics/b": 2.5, "metrics/c": 5.0}

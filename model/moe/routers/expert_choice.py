@@ -1,9 +1,10 @@
 """Each expert takes its c best tokens of the group (Zhou et al., arXiv 2202.09368).
 
 Gates are the softmax over the experts; expert e takes the c = s * k * capacity / E
-tokens with its largest gates, so that a token gets 0 to E experts, k * capacity in the
-mean, and every expert the same work. There is no noise, no priority and no difference
-between training and evaluation: another capacity would be another function.
+tokens with its largest gates, of s real ones, so that a token gets 0 to E experts, k *
+capacity in the mean, and every expert the same work. There is no noise, no priority and
+no difference between training and evaluation: another capacity would be another
+function.
 
 Which tokens are taken depends on all tokens of the group. Training contrastively, that
 is a leak: an example's embedding may tell of the others that it is compared with, and
@@ -13,6 +14,7 @@ every modality equally: none can specialise in one), and config.model.moe.group 
 keeps the examples apart. A larger group is the paper's, and is warned of.
 """
 
+from fractions import Fraction
 import functools
 
 from absl import logging
@@ -48,12 +50,17 @@ class Router(router.Gate):
       )
 
   @staticmethod
+  def active(config: configs.MoeConfig) -> float:
+    """In the mean; no expert takes a token twice."""
+    return min(config.k * config.capacity, config.experts)
+
+  @staticmethod
   def mlps(
     config: configs.MoeConfig, tokens: int, example: int, factor: float | None = None
   ) -> float:
     """Every slot is filled, so that capacity always counts; see `router.Gate`."""
     del tokens, example, factor
-    return config.k * config.capacity
+    return Router.active(config)
 
   def __call__(
     self, x: Array, mask: Array, *, train: bool, key: Array | None
@@ -65,7 +72,7 @@ class Router(router.Gate):
     gates = jax.nn.softmax(logits)
     # Not rounded up: a slot is never empty, but takes one more token.
     slots = router.capacity(s, c.k, c.capacity, c.experts, multiple=1)
-    routes = take(gates, mask, slots)
+    routes = take(gates, mask, slots, Fraction(str(c.capacity)) * c.k / c.experts)
     # [g, e, c, s] in one fused pass; an empty slot is no token.
     taken = jnp.any(jax.nn.one_hot(routes.token, s, dtype=jnp.bool_), axis=2)
     taken = jnp.swapaxes(taken, 1, 2)  # [g, s, e]
@@ -80,21 +87,26 @@ class Router(router.Gate):
     )
 
 
-def take(gates: Array, mask: Array, slots: int) -> Taken:
+def take(gates: Array, mask: Array, slots: int, share: Fraction = Fraction(1)) -> Taken:
   """Gives each expert the tokens of its largest gates; ties go to the earlier token.
 
   Args:
     gates: f32[g, s, e].
     mask: bool[g, s], True for a real token; padding is never taken.
     slots: c, at most s.
+    share: of the group's real tokens, what an expert takes at most, rounded up.
   """
+  real = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  most = -(-real * share.numerator // share.denominator)
   wish = jnp.where(mask[..., None], jax.lax.stop_gradient(gates), -1.0)
   best, token = jax.lax.top_k(jnp.swapaxes(wish, 1, 2), slots)  # [g, e, c]
   gate = jnp.take_along_axis(jnp.swapaxes(gates, 1, 2), token, axis=2)
-  real = best >= 0  # fewer real tokens than slots: the rest stays empty
+  # Of a group with padding some slots stay empty: it must not matter how much there is.
+  most = jnp.maximum(most, 1)[:, None, None]
+  filled = (best >= 0) & (jnp.arange(slots)[None, None] < most)
   return Taken(
-    gate=jnp.where(real, gate, 0.0),
-    token=jnp.where(real, token, gates.shape[1]).astype(jnp.int32),
+    gate=jnp.where(filled, gate, 0.0),
+    token=jnp.where(filled, token, gates.shape[1]).astype(jnp.int32),
   )
 
 

@@ -48,7 +48,7 @@ class Router(router.Gate):
       )
 
   @staticmethod
-  def active(config: configs.MoeConfig) -> int:
+  def active(config: configs.MoeConfig) -> float:
     """All experts see a part of every token."""
     return config.experts
 

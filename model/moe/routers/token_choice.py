@@ -3,7 +3,9 @@
 Noisy top-k; slots of bounded capacity, given in the order of the array or to the surest
 tokens first (batch priority, section 4 there). A token depends on the others of its
 group only through a lack of slots; without drops, or with `dispatch = "dropless"`, not
-at all. Axis letters: g group, s tokens of a group, e experts, c capacity, k choices.
+at all. In evaluation there are as many slots as if all modalities had come: a text
+alone is what it is beside its image. Axis letters: g group, s tokens of a group, e
+experts, c capacity, k choices.
 """
 
 import jax
@@ -33,8 +35,10 @@ class Router(router.Gate):
       routes = Chosen(gate=gate, expert=jnp.where(mask[..., None], expert, c.experts))
       served = jnp.broadcast_to(mask[..., None], expert.shape)
     else:
-      factor = c.capacity if train else c.capacity_eval
-      slots = router.capacity(x.shape[1], c.k, factor, c.experts)
+      factor, whole = c.capacity, 0
+      if not train:
+        factor, whole = c.capacity_eval, c.group * self.example
+      slots = router.capacity(x.shape[1], c.k, factor, c.experts, whole=whole)
       routes, expert = route(gates, mask, k=c.k, slots=slots, priority=c.priority)
       served = routes.slot < c.experts * slots
     chosen = jax.nn.one_hot(expert, c.experts, dtype=jnp.bool_)

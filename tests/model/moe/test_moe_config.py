@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 from ml_collections import ConfigDict
 import pytest
@@ -186,3 +187,25 @@ def test_groups_must_divide_the_batch():
     c.groups(48, 4)
   for word in ("6 routing groups", "6 % 4 = 2", "8 * 4 = 32", "48 / 4 = 12"):
     assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    (dict(warn=dict(effective_experts=dict(text=8.5))), "text = 8.5 cannot be reached"),
+    (dict(warn=dict(served=dict(text=1.5))), "served is at most 1"),
+    (dict(warn=dict(served=dict(txt=0.5))), r"warn\.served\.txt: did you mean text"),
+    (dict(min_experts=dict(imge=3)), r"min_experts\.imge: did you mean image"),
+    (dict(noise=math.nan), "noise = nan"),
+    (dict(weight=math.inf), "weight = inf"),
+  ],
+)
+def test_what_cannot_be_is_refused_in_sparse_models(options, words):
+  with pytest.raises(ValueError, match=words):
+    MoeConfig.from_config({"every": 2, **options}, ["image", "text"])
+
+
+def test_settings_of_base_do_not_ask_for_their_modalities():
+  usual = base.moe()
+  usual.losses = {}
+  MoeConfig.from_config({**usual, "every": 2}, ["audio", "text"])

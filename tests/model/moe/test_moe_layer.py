@@ -332,3 +332,20 @@ def test_bad_shapes_are_named(params, data):
     _apply(params, x, mask, modality=(("image", 5), ("text", 4)))
   with pytest.raises(ValueError, match=r"3 % 2 = 1.*config\.batch_size"):
     _apply(params, x[:3], mask[:3])
+
+
+def test_what_is_evaluated_alone_has_the_slots_of_all(params, data):
+  x, _ = data
+  text = (("text", 3),)
+  same = jnp.broadcast_to(x[:1, 5:6], (B, 3, W))  # all tokens choose the same expert
+  real = jnp.ones((B, 3), bool)
+
+  def served(example, train=False):
+    layer = _layer(capacity=2.0, capacity_eval=2.0, k=1).clone(example=example)
+    rngs = {"router": KEY} if train else {}
+    _, aux = layer.apply({"params": params}, same, real, text, train=train, rngs=rngs)
+    return float(aux["served/text"])
+
+  # Groups of 2 examples: 4 slots for 6 tokens; beside 5 of an image 8, for 16.
+  assert served(N) == 1.0
+  assert served(0) == pytest.approx(4 / 6) and served(N, train=True) < 1.0
