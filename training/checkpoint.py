@@ -163,13 +163,12 @@ class Checkpointer:
 
     Raises:
       SaveFailed: more saves in a row failed than `config.retries`.
+      ValueError: `config.best` is not among the metrics; the step is saved.
     """
-    best = self._config.best
-    if metrics is not None and best and best not in metrics:
-      raise ValueError(
-        f"config.checkpoint.best = {best!r} is not among the evaluators' "
-        f"metrics: {', '.join(sorted(metrics))}"
-      )
+    best, known = self._config.best, metrics
+    lacking = metrics is not None and best and best not in metrics
+    if lacking:
+      metrics = None
     self._settle()
     self._saving = step
     try:
@@ -185,6 +184,12 @@ class Checkpointer:
       )
     except Exception as e:  # whatever it is, the parameters in memory are good
       self._failed(e)
+    if lacking:
+      self.wait()
+      raise ValueError(
+        f"config.checkpoint.best = {best!r} is not among the evaluators' "
+        f"metrics: {', '.join(sorted(known or {}))}"
+      )
 
   def look(self) -> None:
     """Tells of a save that failed meanwhile; returns at once.

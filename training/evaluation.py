@@ -17,7 +17,7 @@ from evaluators import context as context_lib
 from model import catalogue
 from model.types import Params
 from sharding import mesh as mesh_lib
-from training import checkpoint
+from training import checkpoint, integrity
 from training import step as step_lib
 
 
@@ -131,9 +131,10 @@ def restore(where: str, setup, asked_by: str = "--checkpoint") -> tuple[Params, 
 
   Raises:
     FileNotFoundError: no checkpoint there.
-    ValueError: the checkpoint is of another model; names what differs.
+    ValueError: the checkpoint is damaged, or of another model; names what differs.
   """
   folder = checkpoint.step_folder(where, asked_by)
+  integrity.check(folder, asked_by)
   wanted = checkpoint.flatten(setup.abstract_state().params)
   with ocp.PyTreeCheckpointer() as reader:
     tree = reader.metadata(folder / "state").item_metadata

@@ -30,10 +30,16 @@ from training import metrics as metrics_lib
 from training import setup as setup_lib
 
 RUN_AHEAD = 2  # steps dispatched before the host waits: bounds the batches in memory
+# Metrics of a step that must be finite, and what messages call them.
+FINITE = {
+  "loss": "the loss",
+  "grad_norm": "the norm of the gradients",
+  "param_norm": "the norm of the parameters",
+}
 
 
 class NotFinite(errors.Explained):
-  """The loss is NaN or infinite; says at which step and what to go back to."""
+  """The loss, or a norm, is not finite; says at which step and what to go back to."""
 
 
 class Stop:
@@ -93,13 +99,14 @@ def run(config, workdir: str) -> int:
     say("preparing the data and the tokenizer ...")
     config = pipeline.prepare(config, workdir)
     setup = setup_lib.build(config)
-  if jax.process_index() == 0:
-    checkpoint.save_config(workdir, config)
-    for line in environment.write(workdir, config):
-      say(line)
   with jax.set_mesh(setup.mesh), Stop() as stop:
     with errors.settings():
       prepared = Run(setup, workdir, say)
+    # Only now: a checkpoint that this config does not fit has been refused.
+    if jax.process_index() == 0:
+      checkpoint.save_config(workdir, config)
+      for line in environment.write(workdir, config):
+        say(line)
     return prepared.train(stop)
 
 
@@ -243,15 +250,20 @@ class Run:
       jax.block_until_ready(self.pending[-1 - RUN_AHEAD][1]["loss"])
 
   def _fetch(self) -> dict:
-    """Returns the newest values on the host, once every loss is known to be finite."""
+    """Returns the newest values on the host, once all are known to be finite.
+
+    The loss is of the parameters before the step, and could still be good.
+    """
     fetched = [(s, jax.device_get(v)) for s, v in self.pending]
     self.pending = []
     for step, values in fetched:
-      if not math.isfinite(values["loss"]):
+      for name, spoken in FINITE.items():
+        if math.isfinite(values[name]):
+          continue
         last = self.checkpointer.latest_step()
         good = self.checkpointer.path(last) if last is not None else "none was saved"
         raise NotFinite(
-          f"the loss is {values['loss']} at step {step}. Last good checkpoint: {good}. "
+          f"{spoken} is {values[name]} at step {step}. Last good checkpoint: {good}. "
           "Lower config.optimizer.lr or config.optimizer.clip, or look at the data."
         )
     self.writer.write_losses([(s, float(v["loss"])) for s, v in fetched])
@@ -283,19 +295,29 @@ class Run:
     if self.pending:
       self._fetch()  # never evaluate or save a state whose loss was not looked at
     with self.clock.paused():
-      for evaluator in due:
-        stopping = stopping or stop.agreed(self.step, 1)
-        if stopping and not last:  # the grace period is for saving
-          break
-        bar.set_postfix_str(f"evaluating {evaluator.name} ...")
-        results.update(evaluator.run(self.state.eval_params, self.step))
+      try:
+        for evaluator in due:
+          stopping = stopping or stop.agreed(self.step, 1)
+          if stopping and not last:  # the grace period is for saving
+            break
+          bar.set_postfix_str(f"evaluating {evaluator.name} ...")
+          results.update(evaluator.run(self.state.eval_params, self.step))
+      except RuntimeError:
+        # What was trained is good. Several hosts save together or not at all.
+        if jax.process_count() == 1:
+          self._save(None)
+          self.checkpointer.wait()
+        raise
       if results:
         self.writer.write(self.step, {f"eval/{k}": v for k, v in results.items()})
       if saving or stopping:
-        self.writer.flush()  # a bucket holds whole files only: as far as the checkpoint
-        data = {**self.loader.state(), "tokenizer": self._tokenizer()}
-        self.checkpointer.save(self.step, self.state, data, self._complete(results))
+        self._save(self._complete(results))
     return stopping
+
+  def _save(self, results: dict | None) -> None:
+    self.writer.flush()  # a bucket holds whole files only: as far as the checkpoint
+    data = {**self.loader.state(), "tokenizer": self._tokenizer()}
+    self.checkpointer.save(self.step, self.state, data, results)
 
   def _complete(self, results: dict) -> dict | None:
     # A step at which the evaluator that decides did not run cannot be the best one.

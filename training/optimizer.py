@@ -101,14 +101,17 @@ def build(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
       optax.clip_by_block_rms(1.0),
       optax.ema(c.b1, debias=False, accumulator_dtype=c.moment_dtype),
     )
-  parts = [optax.clip_by_global_norm(c.clip)] if c.clip else []
-  parts += [scale]
-  if c.weight_decay:
-    parts += [optax.add_decayed_weights(c.weight_decay, mask=kernels)]
-  if c.lr_scale:
-    parts += [_scale_by_path(c.lr_scale)]
-  parts += [optax.scale_by_learning_rate(lr)]
-  train = optax.chain(*parts)
+  # What is switched off keeps its place: a run can go on with it switched on.
+  nothing = optax.identity()
+  train = optax.chain(
+    optax.clip_by_global_norm(c.clip) if c.clip else nothing,
+    scale,
+    optax.add_decayed_weights(c.weight_decay, mask=kernels)
+    if c.weight_decay
+    else nothing,
+    _scale_by_path(c.lr_scale) if c.lr_scale else nothing,
+    optax.scale_by_learning_rate(lr),
+  )
   if not c.frozen:
     return _promoting_transformation(train)
 

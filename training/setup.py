@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -32,6 +33,18 @@ COMPILER: dict[str, dict[str, bool | int]] = {
     "xla_gpu_dot_merger_threshold_mb": 0,
   },
   "tpu": {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": False},
+}
+# Keys that must be at least the first number and below the second.
+RANGES: dict[str, tuple[float, float]] = {
+  "log_every": (1, math.inf),
+  "ema": (0, 1),
+  "checkpoint.every": (0, math.inf),
+  "optimizer.lr": (0, math.inf),
+  "optimizer.clip": (0, math.inf),
+  "optimizer.weight_decay": (0, math.inf),
+  "optimizer.b1": (0, 1),
+  "optimizer.b2": (0, 1),
+  "data.max_dropped": (0, math.inf),
 }
 # What it is told besides where slots travel in pieces, and the chips that cannot.
 IN_BACKGROUND = {"xla_tpu_enable_async_all_to_all": True}
@@ -156,12 +169,23 @@ class Setup:
     return placement.put_batch(keep, self.mesh)
 
 
+def _check_ranges(config: ConfigDict) -> None:
+  for key, (least, end) in RANGES.items():
+    value = config
+    for name in key.split("."):
+      value = value[name]
+    if not least <= value < end:
+      below = "" if end == math.inf else f" and below {end:g}"
+      raise ValueError(f"config.{key} = {value}, expected at least {least:g}{below}")
+
+
 def build(config: ConfigDict, devices=None) -> Setup:
   """Returns the parts of a config, checked against each other.
 
   Raises:
     ValueError: unknown names or keys, or sizes that do not fit; says which config key.
   """
+  _check_ranges(config)
   mesh = mesh_lib.make(config.mesh, devices)
   moe = config.model.moe
   group = moe.group if moe.every or moe.layers else 1

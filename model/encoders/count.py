@@ -59,16 +59,16 @@ def parameter_table(model: Mapping[str, Any]) -> ParameterTable:
     times[f"{trunk}/block_00"] = m.trunk.depth - count
     times[f"{trunk}/block_01"] = count
   parts: dict[str, int] = {}
-  idle = 0
+  idle = 0.0
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     part, inside = name.split("/")[:2]
     size = math.prod(leaf.shape) * times.get(f"{part}/{inside}", 1)
     parts[part] = parts.get(part, 0) + size
     if _EXPERTS in name and moe:
-      idle += round(size * (moe.experts - _router(moe).active(moe)) / moe.experts)
+      idle += size * (moe.experts - _router(moe).active(moe)) / moe.experts
   total = sum(parts.values())
-  return ParameterTable(total, total - idle, parts)
+  return ParameterTable(total, total - round(idle), parts)
 
 
 def flops_per_example(

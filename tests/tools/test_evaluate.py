@@ -1,6 +1,7 @@
 """The command evaluates as training did: same parameters, same figures, or says why."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -230,3 +231,14 @@ def test_another_tokenizer_is_refused(run, tmp_path):
   keeper.close()
   with pytest.raises(ValueError, match=r"another tokenizer \(digest 0123\)"):
     evaluate.check_tokenizer(checkpoint.step_folder(str(tmp_path)), c)
+
+
+def test_a_damaged_checkpoint_is_refused(run, tmp_path):
+  workdir = shutil.copytree(run[0], tmp_path / "copy")
+  files = (p for p in workdir.rglob("step_*/state/**/*") if p.is_file())
+  largest = max(files, key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 8
+  largest.write_bytes(content)
+  with pytest.raises(ValueError, match="is damaged"):
+    call("--workdir", workdir)

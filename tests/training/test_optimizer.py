@@ -60,3 +60,14 @@ def test_rates_by_path():
   updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
   ratio = updates["a"]["kernel"] / updates["b"]["kernel"]
   np.testing.assert_allclose(ratio, 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["clip", "weight_decay", "lr_scale"])
+def test_a_run_can_go_on_with_what_was_switched_off(key):
+  on, off = {"lr_scale": (("a/", 0.5),)}.get(key, 0.1), () if key == "lr_scale" else 0.0
+  states = [
+    optimizer.build(config(name="adamw", **{key: value}), 100).init(PARAMS)
+    for value in (on, off)
+  ]
+  first, second = (jax.tree_util.tree_leaves_with_path(s) for s in states)
+  assert [path for path, _ in first] == [path for path, _ in second]

@@ -114,6 +114,23 @@ def test_pictures_of_all_kinds_and_one_device(model, ours, tmp_path):
   assert small.shape == (1, 8)
 
 
+def test_an_image_of_pillow_is_read_as_its_file_is(model):
+  """A photo stands as its EXIF says, and 16 bits are scaled, not clipped."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  deep = Image.fromarray(np.arange(108, dtype=np.uint16).reshape(9, 12) * 600)
+  for picture, options in (
+    (PICTURES[0], dict(format="JPEG", exif=exif)),
+    (deep, dict(format="PNG")),
+  ):
+    file = io.BytesIO()
+    picture.save(file, **options)
+    rows = (file.getvalue(), Image.open(io.BytesIO(file.getvalue())))
+    want, got = (model._row("image", x)["image"] for x in rows)
+    np.testing.assert_array_equal(got, want)
+    assert want.std() > 0.1
+
+
 def test_a_folder_of_another_library_is_read_as_it_is(model, source):
   other = pretrained.load(source, devices=jax.devices()[:1])
   z, want = (m.embed(image=PICTURES[:2], text=["red cat"]) for m in (other, model))

@@ -55,6 +55,30 @@ def test_the_first_signal_is_noted_and_the_second_obeyed():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+def evaluating(step, evaluators, saved):
+  """A Run after `step`, whose checkpointer adds to `saved`."""
+  run = object.__new__(loop.Run)
+  run.step, run.pending = step, []
+  run.evaluators = [
+    types.SimpleNamespace(name=name, due=lambda step, total: True, run=of)
+    for name, of in evaluators.items()
+  ]
+  run.state = types.SimpleNamespace(eval_params={})
+  run.writer = types.SimpleNamespace(write=lambda *row: None, flush=lambda: None)
+  run.loader = types.SimpleNamespace(state=lambda: {"example": 3})
+  run.clock = types.SimpleNamespace(paused=contextlib.nullcontext)
+  run.checkpointer = types.SimpleNamespace(
+    save=lambda *args: saved.append(args), wait=lambda: saved.append("waited")
+  )
+  settings = types.SimpleNamespace(every=100, best="second/x")
+  data = types.SimpleNamespace(tokenizer="")
+  run.config = types.SimpleNamespace(checkpoint=settings, log_every=1, data=data)
+  return run
+
+
+BAR = types.SimpleNamespace(set_postfix_str=lambda text: None)
+
+
 @pytest.mark.parametrize(("step", "ran"), [(4, ["first"]), (5, ["first", "second"])])
 def test_a_signal_leaves_out_evaluators_but_not_the_last_ones(step, ran):
   """They would take the grace period; the last ones would never come again."""
@@ -66,25 +90,22 @@ def test_a_signal_leaves_out_evaluators_but_not_the_last_ones(step, ran):
       stop.signal = signal.SIGTERM  # it comes meanwhile
       return {f"{name}/x": 1.0}
 
-    return types.SimpleNamespace(name=name, due=lambda step, total: True, run=run)
+    return run
 
-  run = object.__new__(loop.Run)
-  run.step, run.pending, run.evaluators = (
-    step,
-    [],
-    [*map(evaluator, ("first", "second"))],
-  )
-  run.state = types.SimpleNamespace(eval_params={})
-  run.writer = types.SimpleNamespace(write=lambda *row: None, flush=lambda: None)
-  run.loader = types.SimpleNamespace(state=lambda: {"example": 3})
-  run.clock = types.SimpleNamespace(paused=contextlib.nullcontext)
-  run.checkpointer = types.SimpleNamespace(save=lambda *args: saved.append(args))
-  settings = types.SimpleNamespace(every=100, best="second/x")
-  data = types.SimpleNamespace(tokenizer="")
-  run.config = types.SimpleNamespace(checkpoint=settings, log_every=1, data=data)
-  bar = types.SimpleNamespace(set_postfix_str=lambda text: None)
-  assert run._after_step(5, stop, bar)
+  evaluators = {name: evaluator(name) for name in ("first", "second")}
+  assert evaluating(step, evaluators, saved)._after_step(5, stop, BAR)
   assert done == ran
   ((at, _, state, metrics),) = saved
   assert at == step and state == {"example": 3, "tokenizer": ""}
   assert (metrics is None) == (step == 4)  # it cannot be the best one
+
+
+def test_what_was_trained_is_saved_before_an_evaluator_ends_the_run():
+  def breaks(params, step):
+    raise RuntimeError("evaluator breaks at step 3: too many dropped")
+
+  saved = []
+  with pytest.raises(RuntimeError, match="too many dropped"):
+    evaluating(3, {"breaks": breaks}, saved)._after_step(5, loop.Stop(), BAR)
+  (at, _, _, metrics), waited = saved
+  assert (at, metrics, waited) == (3, None, "waited")
