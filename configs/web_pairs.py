@@ -115,11 +115,12 @@ def finish(
       c.model.moe.layers = (1, 3)
     c.model.moe.min_experts = ConfigDict(dict(text=1.5, image=2.0))
     c.model.moe.warn.effective_experts.update(dict(text=1.2, image=1.2))
-    c.total_steps, c.batch_size, c.log_every = 4, 16, 1
+    c.total_steps, c.batch_size = 4, 16
     c.optimizer.update(dict(warmup=1, cooldown=0))
     c.mesh.update(dict(data=-1, fsdp=1, expert=1))
   set_data(c, args)
   if args.runlocal:
     c.evaluators = ()
     c.checkpoint.best = ""
+    c.log_every = 1
   return c

@@ -4,8 +4,9 @@ A class is the renormalised mean of its prompts' embeddings (arXiv 2103.00020, s
 3.1.4); an example belongs to the class it is most similar to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 from etils import epath
@@ -16,6 +17,7 @@ from evaluators import context as context_lib
 from evaluators.context import Context, Embedded
 from evaluators.gallery import TIE
 from input_pipeline import pipeline
+from input_pipeline.drop import Drop
 from model.types import Params
 
 
@@ -252,12 +254,18 @@ class Evaluator:
   def _support(self, truth: np.ndarray, label: str, classes: int) -> np.ndarray:
     """Returns i64[classes]: examples of each class, over count_splits."""
     if self.count_splits:
-      config, key = self.context.config, f"label_{label}"
-      sources = [
-        pipeline.source(config, split=s, options=self.source) for s in self.count_splits
-      ]
-      truth = np.asarray([s[i][key] for s in sources for i in range(len(s))])
+      found = [self._labels(split, f"label_{label}") for split in self.count_splits]
+      truth = np.asarray([*itertools.chain(*found)], np.int64)
     return np.bincount(truth[truth >= 0], minlength=classes)
+
+  def _labels(self, split: str, key: str) -> Iterator[int]:
+    """Yields the labels of a split's examples, without those that drop out."""
+    source = pipeline.source(self.context.config, split=split, options=self.source)
+    for i in range(len(source)):
+      try:
+        yield source[i][key]
+      except Drop:  # as in what is embedded
+        continue
 
   def _prompts(self, params: Params, classes: Sequence[str]) -> np.ndarray:
     """Returns f32[c, p, d]: the embedding of each class in each template."""

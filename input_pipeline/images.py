@@ -141,6 +141,17 @@ def picture(
   return Picture(size, decode)
 
 
+def array(image: Image.Image) -> np.ndarray:
+  """Returns uint8[h, w] or [h, w, 2 to 4] of an image of Pillow's, for `picture`.
+
+  It stands as its EXIF says and has 8 bits a channel, as if it were read from bytes.
+
+  Raises:
+    Drop: "truncated image" or "broken image".
+  """
+  return _upright(image, _plain)
+
+
 def resized(
   image: np.ndarray, size: tuple[int, int], box: Box, method: str
 ) -> np.ndarray:
@@ -204,11 +215,18 @@ def _opened(data: bytes, max_pixels: int, formats: Sequence[str]) -> Image.Image
 
 def _loaded(image: Image.Image, background: Color) -> np.ndarray:
   """Returns uint8[h, w, 3], upright."""
+  return _upright(image, lambda found: _rgb(found, background))
+
+
+def _upright(
+  image: Image.Image, convert: Callable[[Image.Image], Image.Image]
+) -> np.ndarray:
+  """Returns uint8[h, w, ...], upright, of what `convert` makes of 8 bits a channel."""
   try:
     image.load()
     turn = _TURNS.get(_turn(image))
-    upright = image if turn is None else image.transpose(turn)
-    return np.array(_rgb(upright, background))
+    turned = image if turn is None else image.transpose(turn)
+    return np.array(convert(_eight_bits(turned)))
   except Drop:
     raise
   except Exception as e:
@@ -241,13 +259,23 @@ def _from_array(value: np.ndarray) -> Image.Image:
   return Image.fromarray(np.ascontiguousarray(value))
 
 
-def _rgb(image: Image.Image, background: Color) -> Image.Image:
-  """Returns the image in RGB, composed over the background."""
+def _eight_bits(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I"):  # 16 bits a pixel; convert() would clip, not scale
     levels = np.asarray(image).astype(np.float64) / 257
-    image = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
-  elif image.mode == "F":
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+  if image.mode == "F":
     raise Drop("broken image")  # floats of no known range
+  return image
+
+
+def _plain(image: Image.Image) -> Image.Image:
+  """Returns the image in a mode that stands for itself as an array."""
+  known = image.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in image.info
+  return image if known else image.convert("RGBA")
+
+
+def _rgb(image: Image.Image, background: Color) -> Image.Image:
+  """Returns the image in RGB, composed over the background."""
   if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
     image = image.convert("RGBA")
     canvas = Image.new("RGBA", image.size, (*background, 255))

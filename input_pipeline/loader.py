@@ -7,7 +7,11 @@ ahead of time; the consumer joins them. So many threads help even with one huge 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from typing import Any
 
 from absl import flags
@@ -256,7 +260,8 @@ class Loader:
     each = -(-ahead // self._workers)
     reading = _reading(max(1, self._threads // self._workers), each)
     return dataset.to_iter_dataset(reading).mp_prefetch(
-      grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=each)
+      grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=each),
+      worker_init_fn=_stay_with_the_run,
     )
 
 
@@ -290,6 +295,26 @@ class EvalBatches:
         tally.add(part, total=len(self._maker.source))
       self.dropped = tally.reasons
       yield joined(rows)
+
+
+def _stay_with_the_run(index: int, count: int) -> None:
+  """Has a worker of Grain end with its run: neither before nor after it.
+
+  Ctrl-C and SIGTERM often reach all processes of a run. It answers them between steps,
+  and until then it needs its workers. They end when it closes the stream; if it is gone
+  without that, they would wait for it forever.
+  """
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+  run = multiprocessing.parent_process()
+  if run is not None:
+    run.join()
+    os._exit(1)
 
 
 def joined(parts: Sequence[Rows]) -> dict[str, np.ndarray]:

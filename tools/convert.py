@@ -25,16 +25,25 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from input_pipeline import tokenizer
+from model.encoders import config as configs
 from model.interop import adapt, convert, files, pixels
 from model.interop.describe import Format
 from model.interop.rules import SHOWN, Read
-from training import checkpoint, foreign
+from training import checkpoint, errors, foreign
 
 FORMATS = ("concord", *convert.LIBRARIES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Parses the flags, converts and prints what was done."""
+  flags = parse(argv)
+  with errors.shown(debug=flags.debug), errors.settings():
+    print(run(flags))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Returns the flags."""
   parser = argparse.ArgumentParser(
     prog="python -m tools.convert",
     description=__doc__,
@@ -59,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--partial", action="store_true", help="read towers with missing arrays, too"
   )
-  print(run(parser.parse_args(argv)))
+  parser.add_argument(
+    "--debug", action="store_true", help="show the tracebacks of wrong flags, too"
+  )
+  return parser.parse_args(argv)
 
 
 def run(flags: argparse.Namespace) -> str:
@@ -126,16 +138,45 @@ def own(flags: argparse.Namespace) -> Loaded:
     if path.exists():
       params = checkpoint.read_params(flags.source, "--from", averaged=True)
       config = ConfigDict(json.loads(path.read_text()))
-      return (
-        config,
-        params,
-        None,
-        [f"read: a checkpoint of Concord's, {_count(params)}"],
-      )
+      lines = [f"read: a checkpoint of Concord's, {_count(params)}"]
+      if flags.format in ("hf", "open_clip"):
+        lines += ended(config, path.parent)
+      return config, params, None, lines
   raise FileNotFoundError(
     f"--from {folder}: no config.json at {paths[0]} or {paths[1]}, which would say "
     "what model the parameters are of"
   )
+
+
+def ended(config: ConfigDict, folder: pathlib.Path) -> list[str]:
+  """Sets the id that ends a text, where the run left it open; returns a line on it.
+
+  Libraries that pool there ask for it. It is what pool = "last" reads if padding is
+  known and each text ends with it, and only with a causal tower the padding that their
+  models do read makes no difference.
+
+  Args:
+    config: of a run; changed.
+    folder: where the tokenizer lies if the run has moved.
+  """
+  found = [m for m in configs.modalities(config.model) if m.name == "text"]
+  if not found or found[0].stem != "tokens":
+    return []
+  text = found[0]
+  if text.eos >= 0 or text.pad < 0 or text.pool != "last" or not text.trunk.causal:
+    return []
+  named = pathlib.Path(config.data.tokenizer)
+  path = named if named.exists() else folder / named.name
+  options = [o for name, o in config.data.eval_transforms if name == "tokenize"]
+  options = [o for o in options if o.get("modality", "text") == "text"]
+  if not options or not options[0].get("eos", True) or not path.is_file():
+    return []
+  end = options[0].get("end")
+  end = tokenizer.load(str(path), text.vocab).end if end is None else tuple(end)
+  if len(end) != 1:
+    return []
+  config.model.modalities.text.eos = int(end[0])
+  return [f"texts end with id {end[0]}, by {path.name}"]
 
 
 def others(flags: argparse.Namespace) -> Loaded:

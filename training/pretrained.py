@@ -25,7 +25,7 @@ from PIL import Image
 
 from evaluators import context as context_lib
 from evaluators import gallery, retrieval, zero_shot
-from input_pipeline import examples, pipeline
+from input_pipeline import examples, images, pipeline
 from sharding import mesh as meshes
 from sharding import rules
 from training import checkpoint, foreign, step
@@ -279,10 +279,7 @@ def _pixels(value: Any) -> Any:
   """Returns a picture as decode_image reads it: bytes, or uint8[h, w, c]."""
   if isinstance(value, str | pathlib.Path):
     return pathlib.Path(value).read_bytes()
-  if isinstance(value, Image.Image):
-    keep = value.mode in ("L", "LA", "RGB", "RGBA") and "transparency" not in value.info
-    return np.asarray(value if keep else value.convert("RGBA"))
-  return value
+  return images.array(value) if isinstance(value, Image.Image) else value
 
 
 def _rng() -> np.random.Generator:

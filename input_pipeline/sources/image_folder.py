@@ -23,21 +23,23 @@ from input_pipeline.interfaces import Example
 
 _MAX_TABLE = 2**32
 _MAX_CELL = 2**24
+_BROKEN = "broken row (separators in a text need quotes)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
   """The images below a folder, in order of their names, or those that a table names.
 
-  Drops "no caption file", "broken row", "no path", "path outside the root", "missing
-  file", "file too large", "unreadable file", "text is not UTF-8", "broken JSON" and "no
-  <field>".
+  Drops "no caption file", "broken row (...)", "no path", "path outside the root",
+  "missing file", "file too large", "unreadable file", "text is not UTF-8", "broken
+  JSON" and "no <field>".
 
   Attributes:
     root: the folder; "{split}" is replaced.
     split: for "{split}" in root and table.
     table: a CSV or TSV (by its name) below root, with a header; "" takes the files
-      beside the images. Rows that name the same image are one example.
+      beside the images. Rows that name the same image are one example, broken ones
+      one for each line.
     image: the table's column with the path.
     captions: the table's columns, or the fields of the .json, that hold texts.
     extensions: of images, where there is no table.
@@ -67,15 +69,15 @@ class Source:
     return root
 
   @functools.cached_property
-  def _names(self) -> tuple[str | None, ...]:
+  def _names(self) -> tuple[str | int, ...]:
     if self.table:
       return tuple(self._rows)
     endings = tuple(f".{e.lower()}" for e in self.extensions)
     return tuple(n for n in untrusted.below(self._root) if n.lower().endswith(endings))
 
   @functools.cached_property
-  def _rows(self) -> dict[str | None, list[str]]:
-    """Returns image -> captions of the table; None, where there are broken rows."""
+  def _rows(self) -> dict[str | int, list[str]]:
+    """Returns image -> captions of the table; of broken rows, number of the line."""
     columns = (self.captions,) if isinstance(self.captions, str) else self.captions
     table = self.table.replace("{split}", self.split)
     try:
@@ -101,8 +103,8 @@ class Source:
     if not 0 <= i < len(self):
       raise IndexError(f"image {i} of {len(self)}")
     name = self._names[i]
-    if name is None:
-      raise Drop("broken row")
+    if isinstance(name, int):
+      raise Drop(_BROKEN)
     path = untrusted.inside(self._root, name)
     image = untrusted.read(path, self.max_bytes)
     if self.table:
@@ -128,9 +130,9 @@ class Source:
 
 def _grouped(
   rows: Any, image: str, columns: tuple[str, ...]
-) -> dict[str | None, list[str]]:
+) -> dict[str | int, list[str]]:
   """Returns image -> captions of a table's rows, in the order of the first ones."""
-  found: dict[str | None, list[str]] = {}
+  found: dict[str | int, list[str]] = {}
   header: list[str] = next(rows, [])
   missing = [c for c in (image, *columns) if c not in header]
   if missing:
@@ -140,16 +142,15 @@ def _grouped(
     )
   at, texts = header.index(image), [header.index(c) for c in columns]
   while True:
+    before = rows.line_num
     try:
       row = next(rows)
     except StopIteration:
       return found
-    except csv.Error:  # a cell over csv's limit: one row is lost
-      found.setdefault(None, [])
-      continue
-    if not row:
-      continue
-    if len(row) != len(header):
-      found.setdefault(None, [])
-      continue
-    found.setdefault(row[at], []).extend(row[t] for t in texts)
+    except csv.Error:  # a cell over csv's limit
+      row = None
+    if row is not None and len(row) == len(header):
+      found.setdefault(row[at], []).extend(row[t] for t in texts)
+    elif row != []:
+      # Each line counts: quotes that do not close make one row of many.
+      found |= {line: [] for line in range(before, rows.line_num)}

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import threading
 from typing import Any
 
 from etils import epath
@@ -190,12 +191,14 @@ def _open(path: str) -> _Table:
     groups = range(file.metadata.num_row_groups)
     rows = [file.metadata.row_group(i).num_rows for i in groups]
     schema = file.schema_arrow
-    return _Table(
-      list(schema.names),
-      rows,
-      _features(schema),
-      lambda i, names: file.read_row_group(i, columns=names, use_threads=False),
-    )
+    lock = threading.Lock()
+
+    def read(i: int, names: list[str]) -> Any:
+      # pyarrow's readers crash or hang if two threads read from one at once.
+      with lock:
+        return file.read_row_group(i, columns=names, use_threads=False)
+
+    return _Table(list(schema.names), rows, _features(schema), read)
   except (pa.ArrowException, OSError, ValueError) as e:
     raise ValueError(f"{path} is neither Parquet nor an Arrow stream: {e}") from e
 

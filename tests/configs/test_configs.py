@@ -58,6 +58,12 @@ def test_a_recipe_sets_no_key_that_base_does_not_explain(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_the_small_form_says_how_it_goes(name):
+  config = recipe(name, "runlocal")
+  assert config.total_steps // config.log_every >= 4
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_builds_abstractly(name):
   config = recipe(name)
   config.mesh.update(dict(data=1, fsdp=1, expert=1))

@@ -1,7 +1,10 @@
+import types
+
 import numpy as np
 import pytest
 
 from evaluators import zero_shot
+from input_pipeline.drop import Drop
 
 
 def test_class_embeddings_are_unit_means():
@@ -42,3 +45,32 @@ def test_summary():
 def test_readable_names():
   assert zero_shot.readable("animal-mammal") == "animal mammal"
   assert zero_shot.readable("Food & Drink") == "Food & Drink"
+
+
+def test_classes_are_counted_without_what_drops_out(monkeypatch):
+  class Source:
+    def __init__(self, labels):
+      self.labels, self.classes = labels, {"kind": ("a", "b", "c")}
+
+    def __len__(self):
+      return len(self.labels)
+
+    def __getitem__(self, i):
+      if self.labels[i] is None:
+        raise Drop("missing file")
+      return {"label_kind": self.labels[i]}
+
+  sources = dict(train=[2, None, 0, -1, 2], test=[0], bad=[None])
+  monkeypatch.setattr(
+    zero_shot.pipeline, "source", lambda config, split, options: Source(sources[split])
+  )
+
+  def support(*splits):
+    made = zero_shot.Evaluator(
+      types.SimpleNamespace(config=None), labels=("kind",), count_splits=splits
+    )
+    return made._support(np.zeros(9, np.int32), "kind", 3).tolist()
+
+  assert support("train", "test") == [2, 0, 2]
+  assert support("bad") == [0, 0, 0]
+  assert support() == [9, 0, 0]

@@ -166,6 +166,50 @@ def test_jpegs_are_what_pillow_makes_of_them(mode, scale):
     assert got.shape == (64 // scale, -(-99 // scale), 3)
 
 
+def odd_pictures():
+  """Returns name -> encoded bytes of pictures that Pillow does not turn or scale."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  deep = np.arange(0, 65536, 65536 // 120, dtype=np.uint16)[:120].reshape(10, 12)
+  made = {
+    "turned": (photo(12, 10), dict(format="JPEG", exif=exif, quality=95)),
+    "turned PNG": (photo(12, 10), dict(format="PNG", exif=exif)),
+    "16 bits": (Image.fromarray(deep), dict(format="PNG")),
+    "gray": (photo(12, 10).convert("L"), dict(format="PNG")),
+    "CMYK": (photo(12, 10).convert("CMYK"), dict(format="JPEG", quality=95)),
+    "palette": (photo(12, 10).convert("P"), dict(format="PNG", transparency=3)),
+    "transparent": (photo(12, 10).convert("RGBA"), dict(format="PNG")),
+  }
+  made["transparent"][0].putalpha(100)
+  out = {}
+  for name, (image, options) in made.items():
+    file = io.BytesIO()
+    image.save(file, **options)
+    out[name] = file.getvalue()
+  return out
+
+
+@pytest.mark.parametrize("name", sorted(odd_pictures()))
+def test_an_image_of_pillow_is_what_its_bytes_are(name):
+  data = odd_pictures()[name]
+  want = images.picture(data, background=(9, 8, 7)).pixels()
+  with Image.open(io.BytesIO(data)) as image:
+    got = images.array(image)
+  assert got.dtype == np.uint8
+  got = images.picture(got, background=(9, 8, 7)).pixels()
+  np.testing.assert_array_equal(got, want)
+  assert want.shape[:2] == ((12, 10) if "turned" in name else (10, 12))
+
+
+def test_an_image_of_pillow_that_cannot_be_read_drops():
+  data = odd_pictures()["gray"]
+  cut = Image.open(io.BytesIO(data[: len(data) // 2]))
+  with pytest.raises(Drop, match="truncated image"):
+    images.array(cut)
+  with pytest.raises(Drop, match="broken image"):
+    images.array(Image.fromarray(np.ones((3, 3), np.float32)))
+
+
 def test_a_batch_holds_bytes_and_what_the_device_is_to_do_with_them(config):
   batches = []
   for options in (dict(device=True), {}):

@@ -1,7 +1,14 @@
 """The stream: the same batches however it is read, exact resume, honest drops."""
 
 import collections
+import contextlib
 import itertools
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,6 +68,55 @@ def test_threads_do_not_matter(config, reference, threads):
 
 def test_workers_do_not_matter(config, reference):
   assert_same(batches(config(workers=2, threads=2, prefetch=2), 4)[0], reference[:4])
+
+
+def test_workers_leave_signals_to_the_run(config, reference):
+  """Ctrl-C reaches all processes; the run answers it after the step, by a save."""
+  made = pipeline.train_loader(
+    config(workers=2, threads=2, prefetch=1), process_index=0, process_count=1
+  )
+  got = [next(made) for _ in range(2)]  # both have begun
+  workers = multiprocessing.active_children()
+  assert len(workers) == 2
+  for worker in workers:
+    for number in (signal.SIGINT, signal.SIGTERM):
+      os.kill(worker.pid, number)
+  got += [next(made) for _ in range(8)]
+  assert_same(got, reference)
+  assert all(worker.is_alive() for worker in workers)
+  made.close()
+  assert not any(worker.is_alive() for worker in workers)
+
+
+KILLED = """
+import sys, time
+from input_pipeline import pipeline
+from tests.input_pipeline import pairs
+if __name__ == "__main__":
+  config = pairs.make_config(*sys.argv[1:], workers=2, prefetch=1)
+  loader = pipeline.train_loader(config, process_index=0, process_count=1)
+  next(loader), next(loader)
+  print("read", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_no_worker_outlives_a_killed_run(paths, tokenizer, tmp_path):
+  (tmp_path / "run.py").write_text(KILLED)
+  run = subprocess.Popen(
+    [sys.executable, str(tmp_path / "run.py"), paths, tokenizer],
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    stdout=subprocess.PIPE,
+    start_new_session=True,
+  )
+  try:
+    assert run.stdout.readline() == b"read\n"
+    run.kill()
+    # The workers write there, too: it ends when nobody is left.
+    run.communicate(timeout=60)
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(run.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("count", [2, 4])

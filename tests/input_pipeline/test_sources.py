@@ -1,9 +1,12 @@
 """JSON-lines, image folders, Parquet, memory: examples, and a reason for the rest."""
 
+import collections
+from concurrent import futures
 import json
 import os
 import pickle
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -123,8 +126,9 @@ class TestImageFolder:
     assert read_all(source) == [
       {"image_bytes": b"image 0", "captions": (first, "again")},
       {"image_bytes": b"image 1", "captions": ("three",)},
-      "broken row",
+      "broken row (separators in a text need quotes)",
       "text is not UTF-8",
+      "broken row (separators in a text need quotes)",
       "path outside the root",
     ]
     same_after_pickling(source)
@@ -132,6 +136,19 @@ class TestImageFolder:
       len(image_folder.Source(root=str(photos), table=table, image="path"))
     with pytest.raises(FileNotFoundError, match="outside the root"):
       len(image_folder.Source(root=str(photos), table="../x.csv"))
+
+  def test_every_broken_row_counts(self, photos):
+    """A set of which most has commas in its texts is to stop, not to shrink."""
+    rows = ["image,caption", *(f"deep/{i % 3}.jpg,a, b {i}" for i in range(90))]
+    rows.append("deep/1.jpg,one")
+    rows.append(f'deep/2.jpg,"{"never closed" * 20_000}')  # over csv's limit
+    rows[-1] += "\n" * 7
+    (photos / "t.csv").write_text("\n".join([*rows, "deep/0.jpg,two"]))
+    source = image_folder.Source(root=str(photos), table="t.csv")
+    got = collections.Counter(x if isinstance(x, str) else "" for x in read_all(source))
+    broken = got["broken row (separators in a text need quotes)"]
+    assert broken == 91 and got.total() == 93
+    assert source[90] == {"image_bytes": b"image 1", "captions": ("one",)}
 
 
 class TestInMemory:
@@ -206,6 +223,28 @@ class TestParquet:
     (photos / "train-0.parquet").write_bytes(b"PAR1" + bytes(40))
     with pytest.raises(ValueError, match="neither Parquet nor"):
       parquet.Source(paths=path)
+
+  def test_one_thread_at_a_time_reads_a_file(self, photos, monkeypatch):
+    import pyarrow.parquet
+
+    path = str(photos / "x.parquet")
+    pyarrow.parquet.write_table(self.table(photos), path, row_group_size=1)
+    reading, twice = threading.Lock(), threading.Event()
+    read = pyarrow.parquet.ParquetFile.read_row_group
+
+    def watched(file, *args, **kwargs):
+      if not reading.acquire(blocking=False):
+        return twice.set()
+      twice.wait(0.1)  # for another reader, should one come
+      reading.release()
+      return read(file, *args, **kwargs)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", watched)
+    source = parquet.Source(paths=path, columns={"text": "captions"})
+    with futures.ThreadPoolExecutor(3) as pool:
+      got = list(pool.map(source.__getitem__, range(3)))
+    assert [x["captions"] for x in got] == ["a", "b", "c"]
+    assert not twice.is_set()
 
   def test_a_folder_of_datasets(self, photos):
     table = self.table(photos)

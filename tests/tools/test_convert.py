@@ -3,17 +3,20 @@
 import json
 
 import jax
+from ml_collections import ConfigDict
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import clip_b16
+from input_pipeline import tokenizer
 from model.interop import convert
 from tests.model.interop import models
 from tests.model.interop.models import clip, filled, same
 from tools import convert as tool
 from tools import explain_sharding
-from training import checkpoint
+from training import checkpoint, errors, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,17 @@ def source(model, tmp_path_factory):
   return folder
 
 
-def call(source, to, library, *flags):
-  tool.main(["--from", str(source), "--to", str(to), "--format", library, *flags])
+def words(source, to, library, *flags):
+  return ["--from", str(source), "--to", str(to), "--format", library, *flags]
+
+
+def call(*given):
+  tool.main(words(*given))
+
+
+def run(*given):
+  """Returns what would be printed; errors come as they are."""
+  return tool.run(tool.parse(words(*given)))
 
 
 def test_to_concord_and_back(model, source, tmp_path, capsys):
@@ -89,6 +101,79 @@ def test_to_concord_and_back(model, source, tmp_path, capsys):
   again, back, _ = convert.load(arrays, given)
   assert again == config
   same(back, params)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir of the small form of clip_b16, which has moved since."""
+  folder = tmp_path_factory.mktemp("run")
+  lines = [f"{a} {b}" for a in ("red", "old") for b in ("cat", "dog", "bird")]
+  tokenizer.train_tokenizer(lines, str(folder / "tokenizer.model"), 273)
+  config = clip_b16.get_config("runlocal")
+  config.model.trunk.depth = 1
+  config.model.modalities.text.vocab = 273
+  config.data.tokenizer = "/elsewhere/tokenizer.model"
+  checkpoint.write_params(str(folder), filled(config))
+  checkpoint.save_config(str(folder), config)
+  return folder
+
+
+def test_a_model_trained_here_goes_to_transformers(trained, tmp_path):
+  """Its texts end with the tokenizer's own id, and are pooled there."""
+  said = run(trained, tmp_path / "out", "hf")
+  assert "texts end with id 3, by tokenizer.model\n" in said
+  card = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert card["text_config"]["eos_token_id"] == tokenizer.END == 3
+  texts = ["red cat", "", "Old bird", "a text that is cut " * 9]
+  one = jax.devices()[:1]
+  paths = (trained, tmp_path / "out")
+  want, got = (pretrained.load(p, devices=one).embed(text=texts) for p in paths)
+  np.testing.assert_allclose(got["text"], want["text"], atol=1e-5)
+  with pytest.raises(ValueError, match=r"eos = 3, expected the greatest id, 272"):
+    run(trained, tmp_path / "other", "open_clip")
+
+
+def without_an_end(config):
+  config.data.eval_transforms = (("tokenize", dict(eos=False)),)
+
+
+def of_another_end(config):
+  config.data.eval_transforms = (("tokenize", dict(end=(7,))),)
+
+
+def said_already(config):
+  config.model.modalities.text.eos = 5
+
+
+def without_a_tokenizer(config):
+  config.data.tokenizer = "/elsewhere/other.model"
+
+
+def without_padding(config):
+  config.model.modalities.text.pad = -1
+
+
+def seeing_both_ways(config):
+  config.model.modalities.text.trunk.causal = False
+
+
+@pytest.mark.parametrize(
+  ("change", "eos"),
+  [
+    (without_an_end, -1),
+    (of_another_end, 7),
+    (said_already, 5),
+    (without_a_tokenizer, -1),
+    (without_padding, -1),
+    (seeing_both_ways, -1),
+  ],
+)
+def test_the_end_of_texts_is_set_only_where_it_is_known(trained, change, eos):
+  config = ConfigDict(json.loads((trained / "config.json").read_text()))
+  change(config)
+  said = tool.ended(config, trained)
+  assert config.model.modalities.text.eos == eos
+  assert bool(said) == (eos == 7)
 
 
 def test_a_recipe_of_one_tower_has_no_other(tmp_path):
@@ -170,21 +255,33 @@ def test_bad_checkpoints(model, tmp_path, kind, error, match):
   state, card = model[2]
   broken(tmp_path / "bad", kind, state, card)
   with pytest.raises(error, match=match):
-    call(tmp_path / "bad", tmp_path / "out", "concord")
+    run(tmp_path / "bad", tmp_path / "out", "concord")
   assert not (tmp_path / "out").exists()
+
+
+def test_bad_flags_end_without_a_traceback(tmp_path, capsys):
+  nowhere = tmp_path / "nowhere"
+  with pytest.raises(SystemExit) as e:
+    call(nowhere, tmp_path / "out", "concord")
+  assert e.value.code == 2
+  said = capsys.readouterr()
+  assert said.err == f"error: --from {nowhere}: no such file or folder\n"
+  assert not said.out
+  with pytest.raises(errors.SettingsError, match="no such file"):
+    call(nowhere, tmp_path / "out", "concord", "--debug")
 
 
 def test_bad_flags(source, tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
-    call(tmp_path / "nowhere", tmp_path / "out", "concord")
+    run(tmp_path / "nowhere", tmp_path / "out", "concord")
   with pytest.raises(FileExistsError, match="is not empty: name another"):
-    call(source, source, "concord")
+    run(source, source, "concord")
   pickle = tmp_path / "x.pt"
   pickle.write_bytes(b"")
   with pytest.raises(ValueError, match=r"x\.pt is a pickle"):
-    call(pickle, tmp_path / "out", "concord")
+    run(pickle, tmp_path / "out", "concord")
   (tmp_path / "run" / "state").mkdir(parents=True)
   with pytest.raises(ValueError, match="is a checkpoint of Concord's already"):
-    call(tmp_path / "run", tmp_path / "out", "concord")
+    run(tmp_path / "run", tmp_path / "out", "concord")
   with pytest.raises(FileNotFoundError, match=r"no config\.json at .*what model"):
-    call(tmp_path / "run", tmp_path / "out", "hf")
+    run(tmp_path / "run", tmp_path / "out", "hf")
