@@ -1,19 +1,15 @@
 import importlib.util
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import limoe_s32
 from sharding import mesh as meshes
 from tests import small
+from tests.tools.aot import ROOT, run
 from tools import (
   aot_compile,
   aot_least,
@@ -23,28 +19,7 @@ from tools import (
   hlo_text,
   topology,
 )
-from training import chips
 from training import setup as setup_lib
-
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = """
-from configs import base
-
-def get_config(arg=""):
-  c = base.get_config(arg)
-  c.name = "tiny"
-  c.batch_size = 32
-  c.model.embed_dim = 128
-  c.model.shared_trunk = True
-  c.model.dtype = "bfloat16"
-  c.model.scan = True
-  c.model.trunk.update(dict(width=128, depth=4, heads=1, mlp=256))
-  c.model.modalities.image.update(dict(size=(16, 16, 3), patch=(8, 8)))
-  c.model.modalities.text.update(dict(vocab=64, length=4))
-  c.model.moe.update(dict(every=2, experts=4, group=4, capacity=1.0, capacity_eval=1.0))
-  c.model.moe.min_experts = dict(text=2.0, image=2.0)
-  return c
-"""
 
 
 def test_the_steps_exchange_tokens_over_the_expert_axis_and_no_more():
@@ -194,32 +169,6 @@ def test_a_topology_is_kind_and_shape(name):
     topology.devices(name)
 
 
-def test_gpus_have_hosts_and_no_slices():
-  with pytest.raises(ValueError, match="GPUs have hosts, as in h100:2x8"):
-    topology.devices("h100:8", slices=2)
-
-
-@pytest.mark.parametrize("name", topology.GPUS)
-def test_gpus_are_in_the_table_of_chips(name):
-  gpu = topology.GPUS[name]
-  chip = chips.find(gpu.name)
-  assert abs(gpu.memory - chip.hbm / 0.75) < 2**20
-  assert gpu.rate == pytest.approx(chip.hbm_rate, rel=0.05)  # of the data sheet
-  assert f'name: "{gpu.name}"' in topology.target(gpu)
-
-
-def test_the_largest_arrays_of_a_program_are_named():
-  @jax.jit
-  def step(x):
-    with jax.named_scope("here"):
-      return jnp.sort(x[:, None] + x[None])
-
-  compiled = step.lower(jax.ShapeDtypeStruct((64,), np.float32)).compile()
-  first, *_ = aot_step.largest(hlo_text.parse(compiled.as_text()))
-  assert first["bytes"] == 64 * 64 * 4 and first["shape"] == "f32[64,64]"
-  assert "here" in first["source"]
-
-
 def test_devices_that_are_not_in_the_table_are_refused():
   with pytest.raises(ValueError, match="'cpu': expected one of"):
     aot_step.measure(small.tiny(), jax.devices()[:1])
@@ -305,22 +254,6 @@ def test_a_step_that_does_not_fit_has_a_row_too():
   assert "**does not fit**: 32.0 of 16.0 | - |" in aot_report.table([r])
 
 
-def run(arguments, tmp_path):
-  path = tmp_path / "tiny.py"
-  path.write_text(CONFIG)
-  # A process of its own: nothing of the TPU compiler may stay in the tests'.
-  command = [sys.executable, "-m", "tools.aot_compile", "--config", str(path)]
-  done = subprocess.run(
-    [*command, *arguments, "--json", str(tmp_path / "out.json")],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  return done, tmp_path / "out.json"
-
-
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
   reason="libtpu is no dev requirement: with it, JAX looks for a TPU wherever "
@@ -399,38 +332,3 @@ def test_pieces_travel_while_experts_compute(tmp_path):
   assert sum(c["asynchronous"] for c in parts) >= len(parts) / 2
   a, b = (r["estimate"] for r in found.values())
   assert np.isclose(a["collectives"], b["collectives"]) and b["exposed"] < a["exposed"]
-
-
-needs_plugin = pytest.mark.skipif(
-  importlib.util.find_spec("jax_plugins") is None
-  or importlib.util.find_spec("jax_plugins.xla_cuda13") is None,
-  reason='JAX\'s plugin for GPUs is no dev requirement: pip install "jax[cuda13]"',
-)
-
-
-@needs_plugin
-def test_a_real_step_compiles_for_gpus(tmp_path):
-  arguments = ["--topology", "h100:2x2", "--mesh", "fsdp=2,expert=2"]
-  done, out = run(arguments, tmp_path)
-  assert done.returncode == 0, done.stderr[-3000:]
-  r = json.loads(out.read_text())
-  assert (r["verdict"], r["device_kind"]) == ("fits", "NVIDIA H100 80GB HBM3")
-  assert r["devices"] == 4 and "jax-cuda13-plugin" in r["versions"]
-  assert 0 < r["memory"]["temp"] < r["memory"]["peak"] < r["hbm_limit"]
-  table = {(c["kind"], c["axes"]): c for c in r["collectives"]}
-  assert table[("all-to-all", "expert")]["count"] >= 8
-  assert table[("all-gather", "fsdp")]["bytes"] > 0
-  assert 0 < r["estimate"]["mfu"] < 1
-  assert np.isclose(r["flops"]["compiled"], r["flops"]["executed"], rtol=0.05)
-
-
-@needs_plugin
-@pytest.mark.slow
-def test_what_a_gpu_lacks_room_for_is_said(tmp_path):
-  arguments = ["--topology", "h100:1", "--set", "batch_size=4194304"]
-  done, out = run(arguments, tmp_path)
-  assert done.returncode == 1, done.stderr[-3000:]
-  r = json.loads(out.read_text())
-  assert r["verdict"] == "does not fit" and r["oom"]["needed"] > r["hbm_limit"]
-  assert "verdict: does not fit" in done.stdout
-  assert any(buffer["source"] for buffer in r["oom"]["largest"])
