@@ -147,9 +147,12 @@ def _what(r: Mapping[str, Any]) -> tuple:
 
 
 def _name(r: Mapping[str, Any]) -> str:
-  how = [s for s in r["set"] if not (_dense(r) and s.startswith("model.moe."))]
+  how = [s for s in r["set"] if not s.startswith(("batch_size=", "model.scan="))]
   parts = [r["name"]]
-  parts += ["dense twin"] if _dense(r) else []
+  if _dense(r):
+    of_experts = [s for s in how if s.startswith("model.moe.")]
+    parts += ["dense twin"] if of_experts else []  # else it was never sparse
+    how = [s for s in how if s not in of_experts]
   parts += ["eval"] if r["step"] == "eval" else []
   return ", ".join([*parts, *([] if r["scan"] else ["unrolled"]), *how])
 
