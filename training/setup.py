@@ -34,17 +34,17 @@ COMPILER: dict[str, dict[str, bool | int]] = {
   },
   "tpu": {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": False},
 }
-# Keys that must be at least the first number and below the second.
-RANGES: dict[str, tuple[float, float]] = {
-  "log_every": (1, math.inf),
-  "ema": (0, 1),
-  "checkpoint.every": (0, math.inf),
-  "optimizer.lr": (0, math.inf),
-  "optimizer.clip": (0, math.inf),
-  "optimizer.weight_decay": (0, math.inf),
-  "optimizer.b1": (0, 1),
-  "optimizer.b2": (0, 1),
-  "data.max_dropped": (0, math.inf),
+# Key -> the least number that can work, the most, and whether that can itself.
+RANGES: dict[str, tuple[float, float, bool]] = {
+  "log_every": (1, math.inf, False),
+  "ema": (0, 1, True),  # of 1 the average stays as it began
+  "checkpoint.every": (0, math.inf, False),
+  "optimizer.lr": (0, math.inf, False),
+  "optimizer.clip": (0, math.inf, False),
+  "optimizer.weight_decay": (0, math.inf, False),
+  "optimizer.b1": (0, 1, False),
+  "optimizer.b2": (0, 1, False),
+  "data.max_dropped": (0, 1, True),
 }
 # What it is told besides where slots travel in pieces, and the chips that cannot.
 IN_BACKGROUND = {"xla_tpu_enable_async_all_to_all": True}
@@ -170,13 +170,15 @@ class Setup:
 
 
 def _check_ranges(config: ConfigDict) -> None:
-  for key, (least, end) in RANGES.items():
+  for key, (least, most, itself) in RANGES.items():
     value = config
     for name in key.split("."):
       value = value[name]
-    if not least <= value < end:
-      below = "" if end == math.inf else f" and below {end:g}"
-      raise ValueError(f"config.{key} = {value}, expected at least {least:g}{below}")
+    if not least <= value <= most or (value == most and not itself):
+      end = (
+        "" if most == math.inf else f" and {'at most' if itself else 'below'} {most:g}"
+      )
+      raise ValueError(f"config.{key} = {value}, expected at least {least:g}{end}")
 
 
 def build(config: ConfigDict, devices=None) -> Setup:

@@ -2,7 +2,7 @@
 
 python train.py --config configs/methods/ascl.py --workdir runs/ascl
 Differences: neighbours among the batch's other modality, not in a queue of a momentum
-encoder; images and names, not a weak and a strong view.
+encoder; images and names, not a weak and a strong view. The form on BYOL is not built.
 Expected: not run.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """

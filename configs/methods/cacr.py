@@ -2,7 +2,8 @@
 
 python train.py --config configs/methods/cacr.py --workdir runs/cacr
 Differences: images and names, so that each query has one positive and the attraction's
-weights do nothing; the paper's gain from several views needs views.
+weights do nothing; the paper's gain from several views needs views. Its forms for MoCo
+(with an RBF kernel, too) are not built.
 Expected: not run.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """

@@ -5,7 +5,8 @@ python train.py --config configs/methods/contrastive_ssl_survey.py:negatives=que
 negatives=batch: end to end, the batch's other views (infonce); bank: a stored row of
 every drawing; queue: past keys of an averaged encoder
 (MoCo), but for those of the same drawing. Views, head, temperature,
-optimizer and steps are the same. The survey's fourth source, clusters, is not built.
+optimizer and steps are the same. The survey's fourth source, clusters (SwAV's codes),
+is not built; nor is the triplet loss, which another survey (arXiv 2010.05113) lists.
 Expected: not run. Read probe.
 Arguments: negatives; seed=N, runlocal (seconds), tune (validation families, not the
 test split).

@@ -3,8 +3,10 @@
 python train.py --config configs/methods/mil_multimodal.py --workdir runs/mil_multimodal
 Each example fills four rows of a batch, a bag: crops as the regions, English names and
 aliases as the sentences, drawn with replacement. 128 rows are 32 bags.
-Differences: no pooling network; the bag's score is the logsumexp over its pairs, one of
-the paper's poolings. One crop is encoded at a time, not a grid of region features.
+Differences: no pooling network. A crop is compared with bags of names and a name with
+bags of crops, by the log of the sum of exp over that bag; the paper has one score for
+each pair of bags, for which a log of a mean of exp is one of its poolings. One crop is
+encoded at a time, not a grid of region features.
 Expected: not run.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """

@@ -2,8 +2,9 @@
 
 python train.py --config configs/methods/symile.py --workdir runs/symile
 Differences: the third modality is a second language, not audio or records; nothing is
-missing, so there is no token for that. Retrieval scores pairs by cosine, not by the
-product of three that is trained: read the loss, and retrieval as a by-product.
+missing, and the paper's learned token for that is not built. Retrieval scores pairs by
+cosine, not by the product of three that is trained: read the loss, and retrieval as a
+by-product.
 Expected: not run.
 Arguments: seed=N, runlocal (seconds), tune (validation families, not the test split).
 """

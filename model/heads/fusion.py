@@ -63,6 +63,10 @@ class Head:
     x[TOGETHER] = jnp.concatenate(list(x.values()), axis=-1)
     return {f"{n}_class": Encoded(self._mlp(params[n], v)) for n, v in x.items()}
 
+  def sources(self, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Returns each new name -> those of `names` that it is made of."""
+    return {f"{n}_class": (n,) for n in names} | {f"{TOGETHER}_class": names}
+
   def _mlp(self, params: Params, x: Array) -> Array:
     for j in range(self.layers):
       layer = params[f"layer{j}"]

@@ -36,7 +36,7 @@ class Loss:
     heads: M; must divide the embedding's size.
     temperature: of every pair at the start. One softmax over the sum of M heads at t
       is as sharp as over their mean at t / M: 0.4 of four heads is the usual 0.1.
-    low: lower bound of the temperatures.
+    low: lower bound of the temperatures; the paper's is 1e-5.
     high: upper bound of the temperatures.
     adaptive: whether the temperatures are learned; else all stay at the start.
     combine: heads within one softmax ("product" of their posteriors, as above), or the

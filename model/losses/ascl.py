@@ -7,7 +7,8 @@ L = mean_i [lse_j(s_ij) - sum_j y_ij s_ij / sum_j y_ij]
 
 and the mean with the same of (b, a). Where the neighbours of a key are ambiguous its
 confidence c goes to 0, and the loss to InfoNCE. The paper's keys come from a queue of a
-momentum encoder; here they are the batch's own, of the other modality.
+momentum encoder; here they are the batch's own, of the other modality. Its form on
+BYOL, with a predictor and no negatives, is not built.
 """
 
 import dataclasses

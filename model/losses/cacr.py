@@ -7,7 +7,9 @@ q_k are the other views of the query's row, n_m those of other rows: a far posit
 pulled harder, a near negative pushed harder. The gradient flows through p and w too.
 With `debias` (the chance that a negative is of the query's kind) the second mean is
 that of true negatives, E_- = (E - debias * E_+) / (1 - debias). The released code has
-the sign of E_+ the other way, so that it pushes positives apart.
+the sign of E_+ the other way, so that it pushes positives apart. Its form for MoCo-v3,
+with keys of an average, and the RBF variant of that, an InfoNCE of weighted views, are
+not built.
 """
 
 import dataclasses

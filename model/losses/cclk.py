@@ -34,13 +34,14 @@ class Loss:
 
   Attributes:
     pairs: of modalities; the loss is the mean over pairs.
-    condition: the batch's f32[b, p] (one-hot for classes); None: each side's own
-      embedding, for hard negatives.
+    condition: the batch's f32[b, p] (one-hot for classes); rows of p > 1 zeros,
+      unlabelled, are left out. None: each side's own embedding, for hard negatives.
     mode: "negatives" or "positives": whom the condition finds.
     kernel: of conditions, "rbf" (exp(-||c - c'||^2 / width)) or "cosine".
     width: of the rbf kernel.
     ridge: of the inverse; the rounding of W in f32 grows with b / ridge (2e-3 of W at
-      the paper's 0.01 for weak supervision; it has 100 for hard negatives).
+      the paper's 0.01 for weak supervision; it has 100 for hard negatives, and 1 is
+      ours).
     clip: weights below are 0, so that none is negative.
     temperature: t, fixed.
   """
@@ -90,7 +91,10 @@ class Loss:
     terms = []
     for x, y in pairing.directions(self.pairs):
       valid = pairing.valid_rows(batch, z[x].shape[0], x, y)
-      given = z[x] if self.condition is None else batch[self.condition]
+      given = z[x]
+      if self.condition is not None:
+        given = batch[self.condition]
+        valid &= pairing.labelled(given)
       weights = lax.stop_gradient(self.weights(given, valid))
       a, b = (jnp.where(valid[:, None], z[m].astype(jnp.float32), 0.0) for m in (x, y))
       term = pairing.masked_mean(self._rows(a, b, weights.T, valid), valid)

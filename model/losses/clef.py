@@ -28,9 +28,9 @@ class Loss:
 
   Attributes:
     pairs: of modalities, (face, description); the loss is the mean over pairs.
-    group: the batch's i32[b] of activities.
-    subject: the batch's i32[b] of people, whose own rows are no positives; None: all of
-      the group are.
+    group: the batch's i32[b] of activities; rows of -1, unlabelled, are left out.
+    subject: the batch's i32[b] of people, whose own rows are no positives, likewise;
+      None: all of the group are.
     text: weight of the second term.
     temperature: t, fixed.
     strategy: of model.losses.reduce.
@@ -78,6 +78,8 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
+      for key in self.reads:  # -1 is no group: its rows have nothing in common
+        valid &= batch[key] >= 0
       faces, share = self._faces(z[a], batch, valid)
       anchors = self._anchors(z[a], z[b], batch[self.group], valid)
       terms.append(faces + self.text * anchors)

@@ -30,7 +30,8 @@ class Loss:
   Attributes:
     modalities: the modalities whose mean is the centroid, at least one.
     t: of the uniformity.
-    prior: the batch's f32[b, p] to average centroids by; None: they stay as they are.
+    prior: the batch's f32[b, p] to average centroids by; rows of p > 1 zeros,
+      unlabelled, are left out. None: centroids stay as they are.
     kernel: of the prior, "rbf" or "cosine".
     width: of the rbf kernel, in the units of the prior.
     ridge: of the kernel's inverse; 0 takes the paper's 1 / sqrt(valid rows).
@@ -82,13 +83,15 @@ class Loss:
     views = jnp.stack([z[v].astype(jnp.float32) for v in self.modalities])
     centroids = jnp.mean(views, axis=0)
     valid = pairing.valid_rows(batch, centroids.shape[0], *self.modalities)
-    length = pairing.masked_mean(pairing.positive(centroids, centroids), valid)
     if self.prior is not None:
       if self.prior not in batch:
         raise ValueError(
           f"the batch has no {self.prior!r} (prior of decoupled_uniformity), only "
           f"{sorted(batch)}"
         )
+      valid &= pairing.labelled(batch[self.prior])
+    length = pairing.masked_mean(pairing.positive(centroids, centroids), valid)
+    if self.prior is not None:
       weights = lax.stop_gradient(self._weights(batch[self.prior], valid))
       kept = jnp.where(valid[:, None], centroids, 0.0)
       centroids = jnp.matmul(weights, kept, precision=lax.Precision.HIGHEST)

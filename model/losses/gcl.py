@@ -28,7 +28,8 @@ class Loss:
 
   Attributes:
     pairs: (query, document), of modalities or of `fields`; the mean over pairs.
-    fields: (name, ((modality, alpha), ...)) each: sides made of several modalities.
+    fields: (name, ((modality, alpha), ...)) each: sides made of several modalities; a
+      row that lacks one of them is left out.
     grade: the key of the grades, 0 .. top; negative ones count as 0.
     weight: f(s) is 1 ("constant"), s / top ("linear"), 1 / (top + 1 - s) ("inverse",
       of the rank if s counts down from it), or log(1 + s) / log(1 + top) ("log").
@@ -75,9 +76,12 @@ class Loss:
   @property
   def modalities(self) -> tuple[str, ...]:
     """Returns the modalities of all pairs, those of their fields in place of them."""
+    return self._parts(*(m for pair in self.pairs for m in pair))
+
+  def _parts(self, *names: str) -> tuple[str, ...]:
+    """Returns the modalities that the names are of, or are made of."""
     parts = dict(self.fields)
-    named = (m for pair in self.pairs for m in pair)
-    return tuple({m: None for n in named for m, _ in parts.get(n, ((n, 1.0),))})
+    return tuple({m: None for n in names for m, _ in parts.get(n, ((n, 1.0),))})
 
   def init(self, key: Array) -> Params:
     """Returns {"log_scale": f32[]}, or {} if the temperature is fixed."""
@@ -101,7 +105,7 @@ class Loss:
     terms = []
     for a, b in self.pairs:
       x, y = sides[a], sides[b]
-      valid = pairing.valid_rows(batch, x.shape[0], a, b)
+      valid = pairing.valid_rows(batch, x.shape[0], *self._parts(a, b))
       w = jnp.where(valid, self.weights(batch[self.grade]), 0.0)
       size = jnp.sum(w if self.normalise == "weights" else valid.astype(jnp.float32))
       similarity = pairing.positive(x, y)

@@ -26,6 +26,7 @@ from model.types import Array, Batch, Metrics, Params
 RATIOS = {"none": 0.0, "add_pos": 0.0, "drop_fn": 0.05, "drop_en": 0.1, "drop_fp": 0.1}
 _COLDEST = 0.025  # exp(-2 / t) must not be 0 in f32
 _NOTHING = 3.0  # no cosine is above it
+_DIGIT = 2048  # four squares of what is below sum to at most 2^24, exact in f32
 _ROUNDING = 1e-5  # of a count and of a cosine; 0.05 * 20 is 1, in f32 too
 
 
@@ -43,7 +44,7 @@ class Loss:
     guide: "teacher": z["<view>@teacher"], which the objective's option `teacher` makes;
       else the key of the batch that holds features of each example, f32[b, d2].
     label: a key of the batch, i32[b]: metrics tell how many of the second positives are
-      of another; "": they do not.
+      of another, labels being below 4 million; "": they do not.
     strategy: of model.losses.reduce.
     tile: of model.losses.reduce.
   """
@@ -217,10 +218,17 @@ class Loss:
 
 
 def _apart(label: Array) -> tuple[Array, Array]:
-  """Returns f32[b, 3] twice, whose products are (l_i - l_j)^2: exact up to 2,000."""
-  l = label.astype(jnp.float32)
-  one = jnp.ones_like(l)
-  return jnp.stack([l * l, -2 * l, one], 1), jnp.stack([one, l, l * l], 1)
+  """Returns f32[b, 6] twice; the products are 0 for equal labels, else 1 or more.
+
+  They are sum_d (d_i - d_j)^2 over two digits of the label, below 2048 each: exact.
+  """
+  row, col = [], []
+  for digit in (label // _DIGIT, label % _DIGIT):
+    d = digit.astype(jnp.float32)
+    one = jnp.ones_like(d)
+    row += [d * d, -2 * d, one]
+    col += [one, d, d * d]
+  return jnp.stack(row, 1), jnp.stack(col, 1)
 
 
 def _chosen(s: Array, chosen: Array, apart: Array) -> tuple[Array, Array]:

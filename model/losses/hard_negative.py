@@ -78,7 +78,7 @@ class Loss:
       for x, y, mean in ((a, b, means[0]), (b, a, means[1])):
         counted = valid & (count > 0)
         mean = jnp.where(counted, mean, 0.0)
-        each, floored = self._rows(scale * similarity, mean, count, scale)
+        each, floored = self._rows(scale * similarity, mean, count, scale, counted)
         term = pairing.masked_mean(each, counted)
         metrics[f"hard_negative/{x}_to_{y}"] = term
         share = pairing.masked_mean(floored.astype(jnp.float32), counted)
@@ -93,7 +93,7 @@ class Loss:
     """Returns f32[b]: the number of negatives of each valid row."""
     total = jnp.sum(valid.astype(jnp.float32))
     if self.negatives == "rows":
-      return jnp.full(valid.shape, total - 1)
+      return jnp.full(valid.shape, jnp.maximum(total - 1, 0.0))
     how: dict[str, Any] = dict(strategy=self.strategy, tile=self.tile)
     return total - pairing.count_same(pairing.ids(batch), valid, **how)
 
@@ -116,7 +116,7 @@ class Loss:
       jnp.where(none, 0.0, h) - jnp.where(none, 0.0, w) for h, w in zip(hard, weight)
     )
 
-  def _rows(self, positive, mean, count, scale):
+  def _rows(self, positive, mean, count, scale, counted):
     """Returns (f32[b] the loss of each row, bool[b] whether N_i is at its floor)."""
     # All exponentials relative to the largest, which therefore cannot overflow.
     top = jax.lax.stop_gradient(jnp.maximum(positive, mean))
@@ -124,5 +124,7 @@ class Loss:
     debiased = (jnp.exp(mean - top) - self.tau_plus * own) / (1 - self.tau_plus)
     least = jnp.exp(-scale - top)
     total = own + count * jnp.maximum(debiased, least)
+    # May be 0 in a row that is left out, of which the slope would be nan.
+    total = jnp.where(counted, total, 1.0)
     floored = debiased < least if self.tau_plus else jnp.zeros_like(own, bool)
     return top + jnp.log(total) - positive, floored

@@ -30,7 +30,8 @@ class Loss:
     pairs: of modalities or views; the loss is the mean over pairs.
     dim: d of the embeddings.
     classes: how many there are; labels are below it.
-    labels: the batch's i32[b] of the first and of the second of a pair.
+    labels: the batch's i32[b] of the first and of the second of a pair; rows of -1,
+      unlabelled, are left out.
     hidden: width of the gate's hidden layer.
     temperature: t, fixed.
     renormalize: gated embeddings to unit norm.
@@ -77,7 +78,7 @@ class Loss:
   ) -> tuple[Array, Metrics]:
     """z: {modality: [b, d]}, unit norm -> (f32[], metrics); mean over valid positives.
 
-    A label of no class makes the loss nan.
+    A label beyond the classes makes the loss nan.
 
     Raises:
       ValueError: embeddings not of `dim`, or a batch without the labels.
@@ -87,6 +88,8 @@ class Loss:
     for a, b in self.pairs:
       self._check(z[a], batch)
       valid = pairing.valid_rows(batch, z[a].shape[0], a, b)
+      for key in self.labels:
+        valid &= batch[key] >= 0
       classes = [jnp.where(valid, batch[k], 0) for k in self.labels]
       gate = self.gate(params, *classes)
       sides = (z[a], z[b], classes[1]), (z[b], z[a], classes[0])

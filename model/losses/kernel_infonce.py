@@ -31,7 +31,7 @@ class Loss:
 
   Attributes:
     pairs: of modalities; the loss is the mean over pairs.
-    gamma: power of the distance.
+    gamma: power of the distance; the released code starts from 2, the Gaussian.
     temperature: t, fixed.
     share: of the kernel of power gamma; the Gaussian has the rest.
     mixture: "sum" or "concat".

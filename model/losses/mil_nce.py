@@ -8,8 +8,12 @@ a clip, the regions of an image, each in a row of its own. The sum is over the b
 likelihoods, not their logarithms as in supervised contrastive learning: one member that
 matches will do, and the others need not. With `joint` the denominator also has the
 bag's other side, sum_{j in bag(i)} sum_{k not in bag(i)} exp s_kj, as in the paper
-(whose released code counts P_i twice in it). Without, it is the symmetric softmax over
-bags of arXiv 2212.05561 with logsumexp pooling.
+(whose released code counts P_i twice in it). Without, it is a softmax over bags, of
+each row against the other side's: bag J scores log sum_{j in J} exp s_ij. One side is
+pooled, and by a sum, so that a larger bag scores more. The softmax of arXiv 2212.05561
+is over pairs of bags, which have one score each: with logsumexp pooling
+S_IJ = (1/r) log mean exp(r l) over the scores l of their instances, with a sharpness r
+beside the temperature.
 """
 
 import dataclasses
@@ -32,7 +36,8 @@ class Loss:
   Attributes:
     pairs: of modalities; the loss is the mean over pairs.
     temperature: at the start, or for good if not learned; divides cosine similarities.
-    learned: whether the temperature is a parameter, shared by all pairs.
+    learned: whether the temperature is a parameter, shared by all pairs. A learned one
+      is ours: MIL-NCE compares plain inner products, without any.
     max_scale: upper bound of 1 / temperature.
     joint: one denominator for the rows and the columns of a bag.
     strategy: of model.losses.reduce.

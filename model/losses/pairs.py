@@ -46,6 +46,15 @@ def valid_rows(batch: Batch, rows: int, *names: str) -> Array:
   return valid
 
 
+def labelled(x: Array) -> Array:
+  """Returns bool[b]: the rows of x [b, p] that say something of their example.
+
+  All zeros are what the transform `one_hot` makes of -1, unlabelled; but a number alone
+  (p = 1) may well be 0.
+  """
+  return jnp.any(x != 0, axis=1) | (x.shape[1] == 1)
+
+
 def masked_mean(x: Array, valid: Array) -> Array:
   """Returns f32[]: the mean of x f32[b] where valid bool[b]; 0 if nothing is."""
   total = jnp.sum(jnp.where(valid, x, 0.0))

@@ -214,18 +214,23 @@ class PairSum:
     del cols
     _, pull = jax.vjp(self._of(row, col), s)
     (ds,) = pull(jax.tree.map(lambda g: jnp.broadcast_to(g[:, None], s.shape), rows[1]))
-    return jnp.where(self._keep(row, col), ds, 0.0)
+    return ds
 
   def dense(self, s: Array, row: Side, col: Side) -> tuple[Any, None]:
     """The definition, in plain JAX, from all scores f32[b, b2]."""
     return self.absorb(self.start(row.mark.shape[0]), s, row, col, 1), None
 
   def _of(self, row: Side, col: Side) -> Callable[[Array], Any]:
-    """Returns fn of the score alone, for the tile at hand."""
-    if row.given is None or col.given is None:
-      return lambda s: self.fn(s, same(row, col))
-    second = dot(row.given, col.given, (1, 1))
-    return lambda s: self.fn(s, same(row, col), second)
+    """Returns fn of the score alone, for the tile at hand; of 0 where it is not kept.
+
+    Rows that are not valid may hold anything, also what fn overflows on: its slope
+    there would be nan, even by a cotangent of 0.
+    """
+    keep = self._keep(row, col)
+    more: tuple[Array, ...] = ()
+    if row.given is not None and col.given is not None:
+      more = (jnp.where(keep, dot(row.given, col.given, (1, 1)), 0.0),)
+    return lambda s: self.fn(jnp.where(keep, s, 0.0), same(row, col), *more)
 
   def _keep(self, row: Side, col: Side) -> Array:
     return row.valid[:, None] & col.valid[None, :]

@@ -26,7 +26,7 @@ class Loss:
   Attributes:
     pairs: of modalities; the loss is the mean over pairs.
     temperature: at the start, or for good if not learned; divides cosine similarities.
-    learned: whether the temperature is a parameter.
+    learned: whether the temperature is a parameter; ours, the paper keeps it fixed.
     max_scale: upper bound of 1 / temperature.
     form: where the mean over positives is taken, "out" of the logarithm or "in" it.
     intra: compare within each modality too, but for the row itself, as the paper does

@@ -6,7 +6,8 @@ L = mean over anchors x of mean_i -log [exp(s m(x_i, y_i, z_i)) / sum over the t
 
 log of the number of tuples minus L bounds the total correlation from below, so that a
 dependence of all modalities that no two of them show, such as XOR, is learned. With two
-modalities it is InfoNCE.
+modalities it is InfoNCE. Rows that lack a modality are left out; the paper keeps them,
+by a learned token in the place of what is missing, which is not built.
 """
 
 import dataclasses

@@ -130,14 +130,15 @@ class Objective:
     """
     del step
     look, top = jax.random.split(key)  # as other objectives do: the same views
-    names, valid = self._names(), batch.get("valid")
+    names = self._names()
     encoded = parts.encode_views(encode, batch, self.seen, look, names=names)
     self._check(encoded)
-    encoded = self.topped(params.get(HEADS, {}), encoded, top, True, valid)
+    batch = parts.marked(batch, self.seen)
+    encoded = self.topped(params.get(HEADS, {}), encoded, top, True, batch)
     z = parts.unit(encoded)
     ids = pairing.ids(batch)
     banks = state[memory.BANK]
-    rows = pairing.valid_rows(parts.marked(batch, self.seen), ids.shape[0], *names)
+    rows = pairing.valid_rows(batch, ids.shape[0], *names)
     valid = rows & memory.inside(banks[names[0]], ids)
     outside = pairing.masked_mean((~valid).astype(jnp.float32), rows)
     metrics: Metrics = {"bank/outside": outside}

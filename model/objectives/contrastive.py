@@ -120,7 +120,7 @@ class Objective:
     del step
     encoded = self._encode(params, encode, batch, key)
     self._check(encoded)
-    batch = parts.marked(batch, self.seen)
+    batch = self.topped.marked(parts.marked(batch, self.seen))
     raw = {m: e.pooled.astype(jnp.float32) for m, e in encoded.items()}
     unit = {m: normalize(x) for m, x in raw.items()}
     forms: dict[str, Mapping[str, Any]] = dict(raw=raw, unit=unit, tokens=encoded)
@@ -138,16 +138,16 @@ class Objective:
     """Returns what the losses see, by name: views, other modalities, the teacher's."""
     look, top = jax.random.split(key) if self.seen or self.topped else (key, key)
     encoded = parts.encode_views(encode, batch, self.seen, look)
+    marked = parts.marked(batch, self.seen)
     if self.topped:
-      own = params.get(HEADS, {})
-      encoded = self.topped(own, encoded, top, True, batch.get("valid"))
+      encoded = self.topped(params.get(HEADS, {}), encoded, top, True, marked)
     if self.teacher:
       taught = parts.encode_views(
         encode, batch, self.seen, look, self.teacher, self.taught
       )
       if self.topped and self.teacher == "ema":
         own = encode.params("ema").get(HEADS, {})
-        taught = self.topped(own, taught, top, False, batch.get("valid"))
+        taught = self.topped(own, taught, top, False, marked)
       taught = jax.lax.stop_gradient(taught)
       encoded |= {parts.of_teacher(name): e for name, e in taught.items()}
     return encoded

@@ -170,13 +170,12 @@ class Objective:
     q = parts.encode_views(encode, batch, self.seen, look, "online", self._names("q"))
     k = parts.encode_views(encode, batch, self.seen, look, "ema", self._names("keys"))
     self._check({**q, **k})
-    valid = batch.get("valid")
-    q = self.topped(params.get(HEADS, {}), q, top, True, valid)
-    q = self.predicting(params.get(PREDICTORS, {}), q, top, True, valid)
-    if self.topped:
-      k = self.topped(encode.params("ema").get(HEADS, {}), k, top, False, valid)
-    queries, keys = parts.unit(q), lax.stop_gradient(parts.unit(k))
     batch = parts.marked(batch, self.seen)
+    q = self.topped(params.get(HEADS, {}), q, top, True, batch)
+    q = self.predicting(params.get(PREDICTORS, {}), q, top, True, batch)
+    if self.topped:
+      k = self.topped(encode.params("ema").get(HEADS, {}), k, top, False, batch)
+    queries, keys = parts.unit(q), lax.stop_gradient(parts.unit(k))
     loss, metrics = self._loss(params, state, queries, keys, batch)
     return ObjectiveOutput(loss, metrics, self._enqueue(state, keys, batch))
 

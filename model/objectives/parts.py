@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from model import catalogue
+from model.losses import pairs as pairing
 from model.types import PARTS, Array, Batch, Encoded, Params
 
 VIEWS = "config.objective.options.views"
@@ -162,7 +163,8 @@ class Heads:
   """The heads of an objective: the option `heads`, built.
 
   The parameters of the i-th entry are kept under str(i). An entry gets all its names at
-  once and decides what they share; later entries see what earlier ones gave.
+  once and decides what they share; later entries see what earlier ones gave. A head
+  that makes new names says of what: `sources(names) -> {new name: names}`.
 
   Attributes:
     entries: (names, a file of model/heads/, options) each.
@@ -231,7 +233,7 @@ class Heads:
     encoded: Mapping[str, Encoded],
     key: Array,
     train: bool,
-    valid: Array | None = None,
+    batch: Batch | None = None,
   ) -> dict[str, Encoded]:
     """Returns encoded with each head's outputs in place of its inputs.
 
@@ -240,17 +242,27 @@ class Heads:
       encoded: view or modality -> Encoded; some of those that the heads are put on.
       key: of the heads' randomness.
       train: whether they are being trained.
-      valid: bool[b]. The heads see the others as examples without a real token.
+      batch: with "valid" and "<name>_valid", bool[b] each, if there are any. The heads
+        see other examples of a name as examples without a real token.
     """
-    out = dict(encoded)
-    if valid is not None:
-      out = {name: _only_valid(e, valid) for name, e in out.items()}
+    out, marked = dict(encoded), self.marked(batch or {})
     for i, (names, head) in enumerate(self.built):
-      given = {name: out[name] for name in names if name in out}
+      given = {n: _only_valid(out[n], marked, n) for n in names if n in out}
       own = jax.random.fold_in(key, i)
       if given:
         out |= head(params.get(str(i), {}), given, own, train)
     return out
+
+  def marked(self, batch: Batch) -> Batch:
+    """Returns the batch with "<new name>_valid" bool[b], where all sources are."""
+    for names, head in self.built:
+      made = head.sources(names) if hasattr(head, "sources") else {}
+      for name, sources in made.items():
+        known = [batch[f"{m}_valid"] for m in sources if f"{m}_valid" in batch]
+        if known:
+          valid = pairing.valid_rows(batch, known[0].shape[0], *sources)
+          batch = {**batch, f"{name}_valid": valid}
+    return batch
 
 
 def check_pack(batch: Batch, seen: Batch, modality: str) -> None:
@@ -308,7 +320,10 @@ def _step(step: Any, modality: str, where: str) -> Any:
   return catalogue.build(cls, options, f"model.views.{name}")
 
 
-def _only_valid(e: Encoded, valid: Array) -> Encoded:
+def _only_valid(e: Encoded, batch: Batch, name: str) -> Encoded:
+  if not {"valid", f"{name}_valid"} & batch.keys():
+    return e
+  valid = pairing.valid_rows(batch, e.pooled.shape[0], name)
   if e.mask is None:
     return dataclasses.replace(e, mask=valid[:, None])
   return dataclasses.replace(e, mask=e.mask & valid[:, None])

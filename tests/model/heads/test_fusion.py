@@ -30,6 +30,14 @@ def test_each_and_all_have_an_mlp_of_their_own():
     np.testing.assert_allclose(got[f"{m}_class"].pooled, v, rtol=1e-5, atol=1e-6)
 
 
+def test_new_names_say_what_they_are_made_of():
+  assert HEAD.sources(("a", "b")) == {
+    "a_class": ("a",),
+    "b_class": ("b",),
+    "fusion_class": ("a", "b"),
+  }
+
+
 def test_sizes_that_make_no_sense():
   with pytest.raises(ValueError, match="layers = 0"):
     fusion.Head(classes=2, layers=0)

@@ -91,6 +91,28 @@ def test_conditions_that_differ_in_all_have_no_negatives():
   assert value == 0 and all(np.all(g == 0) for g in grad.values())
 
 
+@pytest.mark.parametrize("mode", cclk.MODES)
+@pytest.mark.parametrize("kernel", cclk.KERNELS)
+def test_rows_of_no_condition_are_left_out(kernel, mode):
+  z, unknown = slopes.unit(B, D), np.isin(np.arange(B), (0, 5))
+  loss = cclk.Loss(condition="c", mode=mode, kernel=kernel, temperature=T)
+  c = np.where(unknown[:, None], np.float32(0), GROUPS)
+  (value, _), grad = run(loss, z, {"c": c, "valid": VALID})
+  (want, _), slope = run(loss, z, {"c": GROUPS, "valid": VALID & ~unknown})
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  for m in z:
+    np.testing.assert_allclose(grad[m], slope[m], rtol=1e-5, atol=1e-7)
+    assert np.all(grad[m][unknown] == 0) and np.any(grad[m] != 0)
+
+
+def test_a_number_may_be_zero():
+  z, c = slopes.unit(B, D), np.arange(B, dtype=np.float32)[:, None] / 4
+  (value, _), grad = run(cclk.Loss(condition="c"), z, {"c": c})
+  (want, _), _ = run(cclk.Loss(condition="c"), z, {"c": c + 1})
+  np.testing.assert_allclose(value, want, rtol=1e-5)
+  assert np.any(grad["image"][0] != 0)
+
+
 def test_weights_are_never_negative():
   c = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
   loss = cclk.Loss(kernel="cosine", ridge=0.1)

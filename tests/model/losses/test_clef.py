@@ -9,7 +9,7 @@ from tests import slopes
 
 B, D, T = 8, 4, 0.4
 VALID = np.arange(B) != 2
-GROUP = np.array([3, 3, 3, 7, 7, 3, -1, 7], np.int32)
+GROUP = np.array([3, 3, 3, 7, 7, 3, 5, 7], np.int32)
 SUBJECT = np.array([0, 0, 1, 0, 2, 2**30, 0, 2], np.int32)
 BATCH = {"valid": VALID, "label": GROUP, "who": SUBJECT}
 
@@ -88,6 +88,19 @@ def test_one_row_has_no_positive(valid, subject):
   loss = clef.Loss(subject=subject)
   (value, _), grad = run(loss, slopes.unit(B, D), {**BATCH, "valid": valid})
   assert value == 0 and all(np.all(g == 0) for g in grad.values())
+
+
+@pytest.mark.parametrize(("key", "subject"), [("label", None), ("who", "who")])
+def test_rows_of_no_label_are_left_out(key, subject):
+  z, loss = slopes.unit(B, D), clef.Loss(temperature=T, subject=subject)
+  unknown = np.isin(np.arange(B), (1, 5, 7))
+  batch = {**BATCH, key: np.where(unknown, np.int32(-1), BATCH[key])}
+  (value, metrics), grad = run(loss, z, batch)
+  (want, others), slope = run(loss, z, {**BATCH, "valid": VALID & ~unknown})
+  assert value == want and metrics == others
+  for m in z:
+    np.testing.assert_array_equal(grad[m], slope[m])
+    assert np.all(grad[m][unknown] == 0) and np.any(grad[m] != 0)
 
 
 def test_a_missing_group_is_named():

@@ -70,6 +70,19 @@ def test_a_kernel_that_knows_only_itself_is_infonce():
   np.testing.assert_allclose(metrics["cwcl/effective_positives_image"], 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["dense", "tiled"])
+def test_what_rows_hold_that_do_not_count_may_overflow_the_kernel(strategy):
+  loss = cwcl.Loss(kernel="exp", soft="both", strategy=strategy, tile=4)
+  z = loops.make()
+  (want, _), (slope, want_dz) = loops.evaluate(loss, z, {"valid": VALID})
+  z = {m: np.where(VALID[:, None], x, 50 * x) for m, x in z.items()}
+  (value, metrics), (grads, dz) = loops.evaluate(loss, z, {"valid": VALID})
+  assert value == want and all(np.isfinite(x) for x in metrics.values())
+  np.testing.assert_allclose(grads["log_scale"], slope["log_scale"], rtol=1e-6)
+  for m in z:
+    np.testing.assert_allclose(dz[m], want_dz[m], rtol=1e-6, atol=1e-8)
+
+
 def test_affine_weights_of_cosines_near_zero_are_nearly_uniform():
   """The row's own trap: why effective_positives is always reported."""
   z = loops.make(b=64, d=256)

@@ -66,6 +66,19 @@ def test_a_prior_averages_the_centroids(kernel, ridge):
   )
 
 
+@pytest.mark.parametrize("kernel", decoupled_uniformity.KERNELS)
+def test_rows_of_no_prior_are_left_out(kernel):
+  z, unknown = slopes.unit(B, D), np.isin(np.arange(B), (0, 4))
+  loss = decoupled_uniformity.Loss(prior="prior", kernel=kernel)
+  prior = np.where(unknown[:, None], np.float32(0), PRIOR)
+  value, grad = run(loss, z, {"prior": prior, "valid": VALID})
+  want, slope = run(loss, z, {"prior": PRIOR, "valid": VALID & ~unknown})
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  for m in z:
+    np.testing.assert_allclose(grad[m], slope[m], rtol=1e-5, atol=1e-7)
+    assert np.all(grad[m][unknown] == 0) and np.any(grad[m] != 0)
+
+
 def test_a_prior_that_tells_every_row_apart_changes_nothing():
   z, batch = slopes.unit(B, D), {"prior": 10 * np.eye(B, dtype=np.float32)}
   got, _ = run(decoupled_uniformity.Loss(prior="prior", ridge=1e-7), z, batch)

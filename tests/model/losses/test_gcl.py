@@ -73,6 +73,19 @@ def test_a_side_of_several_fields():
   loops.check(loss, loop, z, {"valid": VALID, "grade": GRADE}, 5.0)
 
 
+def test_a_row_that_lacks_a_field_is_left_out():
+  z = loops.make(modalities=("text", "image", "title"))
+  fields = (("document", (("title", 0.3), ("image", 0.7))),)
+  loss = gcl.Loss(pairs=(("text", "document"),), fields=fields)
+  (want, _), (_, want_dz) = loops.evaluate(loss, z, {"grade": GRADE, "valid": VALID})
+  for field, _ in fields[0][1]:
+    batch = {"grade": GRADE, f"{field}_valid": VALID}
+    (value, _), (_, dz) = loops.evaluate(loss, z, batch)
+    assert value == want
+    for m in z:
+      np.testing.assert_array_equal(dz[m], want_dz[m])
+
+
 @pytest.mark.parametrize("normalise", ["weights", "rows"])
 def test_without_weight_there_is_no_loss(normalise):
   z, loss = loops.make(), gcl.Loss(normalise=normalise)

@@ -123,6 +123,19 @@ def test_features_of_the_batch_may_guide_and_errors_are_counted():
     np.testing.assert_allclose(got, wrong, rtol=1e-6)
 
 
+def test_labels_of_millions_are_told_apart():
+  z, label = make(), np.asarray([0, 0, 1, 1, 0, 1, 0, 1], np.int32)
+  loss = loss_of("add_pos", label="label_id")
+  f = jax.jit(lambda label: loss({}, z, {"valid": VALID, "label_id": label})[1])
+  key = "guided_ntxent/labelling_error_image"
+  want = f(label)[key]
+  assert 0 < want < 1
+  for first in (5000, 2047, 4_000_000):
+    assert f(first + label)[key] == want
+  known = f(np.where(label == 1, np.int32(-1), label))[key]  # no partner of its own
+  assert 0 < known < 1
+
+
 @pytest.mark.parametrize(
   "options",
   [dict(mode="none"), *(dict(mode=m, ratio=0.0) for m in MODES if m != "add_pos")],

@@ -88,10 +88,24 @@ def test_negatives_of_the_same_id_can_be_left_out():
 @pytest.mark.parametrize("rows", [0, 1])
 def test_without_a_negative_there_is_no_loss(rows, negatives):
   batch = {"valid": np.arange(loops.B) < rows, "id": np.zeros(loops.B, np.int32)}
-  loss = hard_negative.Loss(negatives=negatives)
-  (value, metrics), grads = loops.evaluate(loss, loops.make(), batch)
-  assert value == 0 and all(np.all(g == 0) for g in grads[1].values())
-  assert all(np.isfinite(x) for x in metrics.values())
+  # Of padding, and of pairs opposed at t = 0.01, no exponential is left either.
+  some = loops.make()
+  nothing = {m: 0 * x for m, x in some.items()}
+  opposed = some | {"text": -some["image"]}
+  for z, temperature in ((some, 0.5), (nothing, 0.5), (nothing, 0.01), (opposed, 0.01)):
+    loss = hard_negative.Loss(negatives=negatives, temperature=temperature)
+    (value, metrics), grads = loops.evaluate(loss, z, batch)
+    assert value == 0 and all(np.all(g == 0) for g in grads[1].values())
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_rows_of_one_id_that_are_opposed_have_no_slope():
+  z, ids = loops.make(), np.zeros(loops.B, np.int32)
+  loss = hard_negative.Loss(negatives="ids", temperature=0.01, learned=True)
+  out = loops.evaluate(loss, z | {"text": -z["image"]}, {"id": ids})
+  (value, _), (slope, dz) = out
+  assert value == 0 == slope["log_scale"]
+  assert all(np.all(g == 0) for g in dz.values())
 
 
 def test_options_that_make_no_sense():

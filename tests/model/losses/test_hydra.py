@@ -77,12 +77,23 @@ def test_the_gate_is_symmetric_in_its_classes_and_within_0_and_1():
 
 def test_a_label_of_no_class_is_not_taken_for_another():
   loss, params = make()
-  for wrong in (CLASSES, -1):
-    batch = {
-      **BATCH,
-      "first": np.where(np.arange(B) == 1, wrong, FIRST).astype(np.int32),
-    }
-    assert np.isnan(jax.jit(loss)(params, slopes.unit(B, D), batch)[0])
+  first = np.where(np.arange(B) == 1, np.int32(CLASSES), FIRST)
+  batch = {**BATCH, "first": first}
+  assert np.isnan(jax.jit(loss)(params, slopes.unit(B, D), batch)[0])
+
+
+@pytest.mark.parametrize("key", ["first", "second"])
+def test_rows_of_no_label_are_left_out(key):
+  loss, params = make()
+  unknown = np.isin(np.arange(B), (1, 4))
+  f = jax.jit(jax.value_and_grad(lambda z, b: loss(params, z, b)[0]))
+  z = slopes.unit(B, D)
+  got = f(z, {**BATCH, key: np.where(unknown, np.int32(-1), BATCH[key])})
+  want = f(z, {**BATCH, "valid": VALID & ~unknown})
+  assert got[0] == want[0] != 0
+  for m in z:
+    np.testing.assert_array_equal(got[1][m], want[1][m])
+    assert np.all(got[1][m][unknown] == 0)
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -100,6 +100,35 @@ def test_only_the_pairs_of_equal_mark(strategy):
   np.testing.assert_array_equal(alone, got[0])
 
 
+@pytest.mark.parametrize("strategy", ["dense", "tiled", "ring"])
+def test_pairs_that_do_not_count_may_overflow_what_is_summed(strategy):
+  def f(a, b, given):
+    total = reduce.pair_sum(
+      lambda s, alike, t: jnp.exp(s) * jnp.exp(t),
+      a,
+      b,
+      SCALE,
+      given=given,
+      valid=jnp.asarray(VALID),
+      strategy=strategy,
+      tile=3,
+    )
+    return jnp.sum(WEIGHT[0].astype(np.float32) * total)
+
+  f = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))
+  z, g = (tuple(slopes.unit(B, D, seed=seed).values()) for seed in (0, 1))
+  value, want = f(*z, g)
+  for wild in ((True, False), (False, True)):  # either score: exp(300) is infinite
+    x, t = (
+      tuple(np.where(VALID[:, None] | ~over, v, 100 * v) for v in side)
+      for side, over in zip((z, g), np.array(wild))
+    )
+    got, slope = f(*x, t)
+    np.testing.assert_allclose(got, value, rtol=1e-6)
+    for a, b in zip(slope, want):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_only_and_exclude_do_not_go_together():
   z = jnp.ones((2, 2))
   with pytest.raises(ValueError, match="give exclude or only, not both"):

@@ -155,6 +155,28 @@ def test_rows_without_a_modality_are_mixed_with_none_and_count_for_nothing():
   assert before == losses(text)
 
 
+def test_a_row_without_a_modality_trains_no_classifier_of_it():
+  @jax.jit
+  def classifiers(changes):
+    def loss(params):
+      out = OBJECTIVE(params, {}, encode, {**BATCH, **changes}, KEY, np.int32(0))
+      return out.metrics["multilabel/loss"]
+
+    return jax.grad(loss)(params())["heads"]["0"]
+
+  lacks = np.arange(B) == 5
+  got = classifiers({"text_valid": ~lacks})
+  fewer, every = classifiers({"valid": BATCH["valid"] & ~lacks}), classifiers({})
+  for name, want, other in (
+    ("text", fewer, every),
+    ("fusion", fewer, every),
+    ("image", every, fewer),
+  ):
+    slope, same, differs = (x[name]["layer0"]["kernel"] for x in (got, want, other))
+    np.testing.assert_allclose(slope, same, rtol=1e-5, atol=1e-6)
+    assert np.abs(slope - differs).max() > 1e-3
+
+
 def test_options_that_make_no_sense():
   with pytest.raises(ValueError, match=r"inputs names \['audio'\]"):
     mixup.Objective(switch=1, inputs=("audio",))

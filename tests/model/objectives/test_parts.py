@@ -10,7 +10,7 @@ import pytest
 from model.encoders import towers as towers_lib
 from model.heads import projection
 from model.losses import infonce
-from model.objectives import contrastive, parts
+from model.objectives import bank, contrastive, moco, parts
 from model.types import Encoded
 from tests import small
 from training import step as step_lib
@@ -189,6 +189,62 @@ def test_the_objective_normalises_what_heads_give_and_leaves_out_other_rows():
   }
   one, two = (objective(params, state, encode, x, KEY, 0).loss for x in (few, moved))
   np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+PAIRS = (("image_1", "image_2"),)
+TOPPED = dict(views=TWO, heads=((PAIRS[0], "projection", dict(out=3)),))
+
+
+@pytest.mark.parametrize(
+  "objective",
+  [
+    contrastive.Objective(losses=(("infonce", 1.0, dict(pairs=PAIRS)),), **TOPPED),
+    contrastive.Objective(
+      losses=(("distill", 1.0, dict(pairs=PAIRS)),), teacher="ema", **TOPPED
+    ),
+    moco.Objective(pairs=PAIRS, predictors=TOPPED["heads"], **TOPPED),
+    bank.Objective(rows=B, pairs=PAIRS, **TOPPED),
+  ],
+  ids=["contrastive", "teacher", "moco", "bank"],
+)
+def test_batch_norm_is_not_of_rows_that_lack_the_modality(objective):
+  """Every mask of `Encode` is True, as a tower's is with a token of its own, cls."""
+  batch = batch_of() | {"id": np.arange(B, dtype=np.int32)}
+  params, state = objective.init(KEY, _Towers(Encode()), batch)
+  encode = Encode(own=jax.tree.map(lambda x: x + 0.3, params))
+  run = jax.jit(lambda batch: objective(params, state, encode, batch, KEY, 0).loss)
+  lacks = (np.arange(B) == 2)[:, None, None, None]
+  other = np.where(lacks, np.float32(99), batch["image"])
+  few = {"image_valid": ~lacks.ravel()}
+  one, two = (run({**batch, "image": x, **few}) for x in (batch["image"], other))
+  np.testing.assert_allclose(one, two, rtol=1e-6)
+  assert abs(run(batch | {"image": other}) - one) > 1e-3
+
+
+def test_what_heads_make_lacks_what_its_sources_lack():
+  entries = (
+    (("image", "text"), "fusion", dict(classes=2)),
+    (("text_class", "image_class"), "projection", dict(layers=1)),
+  )
+  heads = parts.Heads(entries)
+  batch = batch_of() | {"image_valid": np.arange(B) != 1}
+  marked = heads.marked(batch)
+  made = {"image_class_valid", "fusion_class_valid"}
+  assert marked.keys() - batch.keys() == made
+  for key in made:
+    np.testing.assert_array_equal(marked[key], batch["image_valid"])
+  both = heads.marked(batch | {"text_valid": np.arange(B) != 3})
+  np.testing.assert_array_equal(both["text_class_valid"], np.arange(B) != 3)
+  np.testing.assert_array_equal(
+    both["fusion_class_valid"], ~np.isin(np.arange(B), (1, 3))
+  )
+  assert heads.marked(batch_of()).keys() == batch_of().keys()
+  # A head on top of another is told as well.
+  encoded = Encode()(batch)
+  out = heads(heads.init(KEY, encoded), encoded, KEY, True, batch)
+  np.testing.assert_array_equal(
+    out["image_class"].mask[:, 0], batch["image_valid"], strict=False
+  )
 
 
 @dataclasses.dataclass
