@@ -92,7 +92,8 @@ class Objective:
       ValueError: a loss, a view or a head of what batch_spec does not have.
     """
     names = parts.view_names(batch_spec, self.seen)
-    self._check([*names, *map(parts.of_teacher, names if self.teacher else ())])
+    taught = map(parts.of_teacher, names if self.teacher else ())
+    self._check([*names, *self.topped.made, *taught])
     params = {}
     for i, (label, _, _, loss) in enumerate(self.terms):
       own = loss.init(jax.random.fold_in(key, i))

@@ -255,14 +255,20 @@ class Heads:
 
   def marked(self, batch: Batch) -> Batch:
     """Returns the batch with "<new name>_valid" bool[b], where all sources are."""
-    for names, head in self.built:
-      made = head.sources(names) if hasattr(head, "sources") else {}
-      for name, sources in made.items():
-        known = [batch[f"{m}_valid"] for m in sources if f"{m}_valid" in batch]
-        if known:
-          valid = pairing.valid_rows(batch, known[0].shape[0], *sources)
-          batch = {**batch, f"{name}_valid": valid}
+    for name, sources in self.made.items():
+      known = [batch[f"{m}_valid"] for m in sources if f"{m}_valid" in batch]
+      if known:
+        valid = pairing.valid_rows(batch, known[0].shape[0], *sources)
+        batch = {**batch, f"{name}_valid": valid}
     return batch
+
+  @property
+  def made(self) -> dict[str, tuple[str, ...]]:
+    """Returns each name that only heads give -> those that it is made of."""
+    with_new = ((names, head) for names, head in self.built if hasattr(head, "sources"))
+    return {
+      new: of for names, head in with_new for new, of in head.sources(names).items()
+    }
 
 
 def check_pack(batch: Batch, seen: Batch, modality: str) -> None:

@@ -177,6 +177,15 @@ def test_a_row_without_a_modality_trains_no_classifier_of_it():
     assert np.abs(slope - differs).max() > 1e-3
 
 
+def test_the_plain_objective_may_classify_what_the_head_makes():
+  losses = (("multilabel", *OBJECTIVE.always[0][1:]),)
+  plain = contrastive.Objective(losses=losses, heads=OBJECTIVE.heads)
+  spec = {m: BATCH[m] for m in ("image", "text")}
+  params, _ = plain.init(KEY, Towers(), spec)
+  out = plain(params, {}, encode, BATCH, KEY, np.int32(0))
+  assert np.isfinite(out.loss) and out.loss > 0
+
+
 def test_options_that_make_no_sense():
   with pytest.raises(ValueError, match=r"inputs names \['audio'\]"):
     mixup.Objective(switch=1, inputs=("audio",))
