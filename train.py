@@ -15,7 +15,12 @@ from ml_collections import config_flags
 from sharding import distributed
 from training import compiled, errors, loop
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "Recipe: configs/x.py or configs/x.py:arg; its keys by --config.key=value.",
+  lock_config=True,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics, artifacts.")
 flags.DEFINE_bool("debug", False, "Show the tracebacks of wrong settings too.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -27,6 +32,7 @@ def parse(argv):
     left = flags.FLAGS(argv)[1:]
     if left:
       raise flags.Error(f"unexpected arguments {left}: did you mean --{left[0]}?")
+    assert _CONFIG.value is not None  # what failed to load says so where it is read
     return argv[:1]
 
 

@@ -16,9 +16,9 @@ def parse(arg: str, **defaults) -> ConfigDict:
     key, given, value = part.partition("=")
     if key not in defaults:
       close = difflib.get_close_matches(key, defaults, n=3, cutoff=0.5)
-      hint = f"did you mean {' or '.join(close)}?" if close else ""
+      hint = f" did you mean {' or '.join(close)}?" if close else ""
       known = ", ".join(f"{k}={v!r}" for k, v in defaults.items())
-      raise ValueError(f"unknown recipe argument {key!r}: {hint} (known: {known})")
+      raise ValueError(f"unknown recipe argument {key!r}:{hint} (known: {known})")
     out[key] = _as_type_of(defaults[key], value, part) if given else True
   return out
 

@@ -54,8 +54,13 @@ def build(cls: type, options: Mapping[str, Any], where: str) -> Any:
     where: the config key of the options, for the error message.
 
   Raises:
-    ValueError: an option that is no field of `cls`; lists near misses.
+    ValueError: an option that is no field of `cls`; lists near misses. Or no dataclass.
   """
+  if not dataclasses.is_dataclass(cls):
+    raise ValueError(
+      f"{where}: {cls.__module__}.{cls.__name__} must be a dataclass, whose fields are "
+      "its options"
+    )
   known = [f.name for f in dataclasses.fields(cls) if f.init]
   for key in options:
     if key not in known:

@@ -25,6 +25,7 @@ import pathlib
 import sys
 from typing import Any
 
+from model import catalogue
 from tools import aot_report, topology
 
 
@@ -109,8 +110,7 @@ def override(config: Any, entries: Sequence[str]) -> None:
   """Sets `key=value` entries in a config; values are Python literals, or else text.
 
   Raises:
-    ValueError: an entry without "=".
-    KeyError: a key that the config lacks.
+    ValueError: an entry without "=", or a key that the config lacks.
   """
   config.lock()
   for entry in entries:
@@ -121,7 +121,22 @@ def override(config: Any, entries: Sequence[str]) -> None:
       literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
       literal = value
+    _check_key(config, key)
     config.update_from_flattened_dict({key: literal})
+
+
+def _check_key(config: Any, key: str) -> None:
+  inside = config
+  for name in key.split("."):
+    # What is no part of a config is a value; or an empty one, which takes any key.
+    if not hasattr(inside, "keys") or not len(inside):
+      return
+    if name not in inside:
+      raise ValueError(
+        f"--set {key}: the config has no {name!r}: "
+        f"{catalogue.near_misses(name, list(inside))}"
+      )
+    inside = inside[name]
 
 
 def _without_files(argv: Sequence[str]) -> list[str]:
@@ -134,4 +149,8 @@ def _without_files(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  topology.prepare()
+  from training import errors  # only now: it imports jax
+
+  with errors.shown(), errors.settings():
+    sys.exit(main())

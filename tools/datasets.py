@@ -60,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--root", help="where the packages were installed or unpacked")
   parser.add_argument("--only", nargs="*", help="recipes; all of them by default")
   flags = parser.parse_args(argv)
+  wrong = [name for name in flags.only or () if name not in recipes()]
+  if wrong:
+    near = catalogue.near_misses(wrong[0], list(recipes()))
+    parser.error(f"--only {wrong[0]}: no such recipe: {near}")
+  if flags.root and not pathlib.Path(flags.root).is_dir():
+    parser.error(f"--root {flags.root}: no such folder")
+  if flags.only and not flags.root:
+    parser.error("--only needs --root, where they would be counted")
   counts = json.loads(COUNTS.read_text()) if COUNTS.exists() else {"sets": {}}
   if flags.root:
     command = shlex.join(argv if argv is not None else sys.argv[1:])

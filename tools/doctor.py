@@ -80,6 +80,9 @@ def examine(
 
 def main() -> int:
   """Prints the screen of sys.argv's run; returns the exit status."""
+  if {"-h", "--help"} & set(sys.argv):
+    print(__doc__)
+    return 0
   try:
     from tools import doctor_checks  # imports jax, which may be what is broken
   except Exception as e:

@@ -89,6 +89,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   flags = parser.parse_args(argv)
   if not flags.workdir and not (flags.config and flags.checkpoint):
     parser.error("give a --workdir, or both --config and --checkpoint")
+  if flags.bootstrap < 0:
+    parser.error(f"--bootstrap {flags.bootstrap}: expected 0 or more")
+  if flags.against and not epath.Path(flags.against).is_file():
+    parser.error(f"--against {flags.against}: no such file")
   flags.checkpoint = flags.checkpoint or flags.workdir
   return flags
 

@@ -18,6 +18,7 @@ from model.shapes import example_spec
 from model.types import MESH_AXES
 from sharding import mesh as meshes
 from sharding import placement
+from training import errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,4 +103,5 @@ def abstract_params(config: Any) -> Any:
 
 
 if __name__ == "__main__":
-  main()
+  with errors.shown(), errors.settings():
+    main()

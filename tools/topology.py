@@ -78,7 +78,7 @@ def devices(name: str, slices: int = 1) -> list:
   Raises:
     ValueError: a name that is not kind:AxBxC of a TPU, kind:N or kind:HOSTSxN of a GPU,
       a shape that does not exist, or slices of GPUs.
-    RuntimeError: the compiler for it is not installed.
+    ModuleNotFoundError: the compiler for it is not installed.
   """
   tpu = re.fullmatch(rf"({'|'.join(TPUS)}):\d+(x\d+){{1,2}}", name)
   gpu = re.fullmatch(rf"({'|'.join(GPUS)}):(?:([1-9]\d*)x)?([1-9]\d*)", name)
@@ -103,8 +103,8 @@ def devices(name: str, slices: int = 1) -> list:
       platform="tpu", topology_name=name, **options
     )
   except Exception as e:  # of one type for all: what it says decides
-    if "libtpu" in str(e).lower():
-      raise RuntimeError(
+    if "libtpu" in str(e).lower() or "not installed" in str(e):
+      raise ModuleNotFoundError(
         f"describing {name} needs the TPU compiler: pip install -r "
         f"requirements-aot.txt ({e})"
       ) from e
@@ -120,7 +120,7 @@ def _gpus(gpu: Gpu, hosts: int, each: int) -> list:
       platform="cuda", topology=f"1x{hosts}x{each}", target_config=target(gpu)
     ).devices
   except NotImplementedError as e:
-    raise RuntimeError(
+    raise ModuleNotFoundError(
       f"describing a {gpu.name} needs JAX's plugin for GPUs: pip install "
       f'"jax[cuda13]" ({e})'
     ) from e

@@ -19,7 +19,7 @@ import jax
 from model.encoders import stacking, upcycle
 from model.moe.config import WHERE, MoeConfig
 from tools import explain_sharding
-from training import checkpoint
+from training import checkpoint, errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -181,4 +181,5 @@ def _indices(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-  main()
+  with errors.shown(), errors.settings():
+    main()

@@ -79,7 +79,13 @@ def build(setup, workdir: str) -> list[Scheduled]:
     workdir=workdir,
   )
   out = []
-  for file, every, options in setup.config.evaluators:
+  for entry in setup.config.evaluators:
+    if isinstance(entry, str) or len(entry) != 3:
+      raise ValueError(
+        f"config.evaluators has {entry!r}, expected (file of evaluators/, a number of "
+        "steps or 0 for the end alone, options), such as ('retrieval', 0, {})"
+      )
+    file, every, options = entry
     cls = catalogue.find("evaluators", file, "Evaluator")
     options = {"name": file, **options}
     name = options["name"]

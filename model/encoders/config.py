@@ -113,8 +113,11 @@ class Modality:
       )
     if self.stem == "token_patches" and self.ngrams:
       raise ValueError(f"{where}.ngrams are of stem 'tokens', not 'token_patches'")
-    if self.log_mel:
-      raise ValueError(f"{where}.log_mel is of stem 'patches', not {self.stem!r}")
+    if self.stem == "token_patches" and self.eos >= 0:
+      raise ValueError(f"{where}.eos is of stem 'tokens', not 'token_patches'")
+    for key in ("log_mel", "gradients", "colors", "drop_patches", "drop_descriptors"):
+      if getattr(self, key):
+        raise ValueError(f"{where}.{key} is of stem 'patches', not {self.stem!r}")
     if self.ngrams < 0 or self.ngram_rows < 2:
       raise ValueError(
         f"{where}.ngrams = {self.ngrams} and .ngram_rows = {self.ngram_rows}, expected "
@@ -129,6 +132,9 @@ class Modality:
         "width, channels) and (height, width), or of a video (frames, height, width, "
         "channels) and (frames, height, width), all at least 1"
       )
+    if self.ngrams or self.drop_ngrams:
+      key = "ngrams" if self.ngrams else "drop_ngrams"
+      raise ValueError(f"{where}.{key} is of stem 'tokens', not 'patches'")
     plain = self.size[2:] == (1,) and not (self.gradients or self.colors)
     if self.log_mel and not plain:
       raise ValueError(

@@ -79,8 +79,9 @@ def flops_per_example(
   A multiplication with its addition is 2. A training step costs 3 times as much, plus
   what is recomputed. Padding counts; norms, softmax and look-ups do not; a causal mask
   saves nothing. Of a modality with `pack`, training counts the slots that it packs
-  into, and attention over its bins. Where one token is pooled, the last block counts as
-  what it does for that one (see `model.encoders.trunk`).
+  into, and attention over its bins; of `drop_patches`, those that stay. Where one token
+  is pooled, the last block counts as what it does for that one (see
+  `model.encoders.trunk`).
 
   Args:
     model: `config.model`.
@@ -101,8 +102,9 @@ def flops_per_example(
       mlps = _router(moe).mlps(moe, own, example, factor if capacity else None)
     flops[m.name] = _forward(m, moe, model["embed_dim"], mlps, train)
     if _reads_one(m, moe, model["scan"], train):
-      flops[m.name] -= _block(m, *_in_trunk(m, train)) - _block(m, 1, m.tokens)
-      flops[m.name] -= 4 * m.trunk.width**2 - 4 * m.tokens * m.trunk.width**2
+      n = _tokens(m, train)
+      flops[m.name] -= _block(m, *_in_trunk(m, train)) - _block(m, 1, n)
+      flops[m.name] -= 4 * m.trunk.width**2 - 4 * n * m.trunk.width**2
   return flops
 
 
@@ -130,7 +132,14 @@ def _in_trunk(m: Modality, train: bool) -> tuple[int, int]:
   """Returns tokens of an example in the trunk, and keys that each is compared with."""
   if train and m.pack:
     return m.pack.tokens, m.pack.rows * m.pack.tokens
-  return m.tokens, m.tokens
+  return _tokens(m, train), _tokens(m, train)
+
+
+def _tokens(m: Modality, train: bool) -> int:
+  """Returns the tokens of an example, of patches those that training does not drop."""
+  if not (train and m.drop_patches):
+    return m.tokens
+  return max(1, round((1 - m.drop_patches) * (m.tokens - m.extra))) + m.extra
 
 
 def _router(moe: MoeConfig) -> type[Gate]:
@@ -146,7 +155,7 @@ def _forward(
   if moe:
     router = 2 * n * w * moe.experts * _router(moe).matmuls(moe)
     flops += len(moe.blocks(m.trunk.depth)) * (router + (mlps - 1) * dense_mlp)
-  n = m.tokens  # stem and pooling see examples as they are
+  n = _tokens(m, train)  # stem and pooling see examples as they are
   if m.stem != "tokens":
     values = math.prod(m.patch) * (m.size[-1] if m.stem == "patches" else m.vocab)
     flops += 2 * (n - m.extra) * values * w

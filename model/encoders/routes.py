@@ -48,7 +48,8 @@ def routes(
 
 def _layers(trunk: Mapping[str, Any]) -> Iterator[Mapping[str, Array]]:
   """Yields what each sparse block of a trunk has sown, in order, scanned or not."""
-  for name in sorted(trunk):  # of two scans, the first's name is the shorter
+  # Of two scans, the first's name is the shorter; so is that of block_99 to block_100.
+  for name in sorted(trunk, key=lambda name: (len(name), name)):
     if not name.startswith(SCANNED):
       yield _sown(trunk[name])
       continue

@@ -20,7 +20,8 @@ def stack_layers(params: Params) -> dict[str, Any]:
       `block_01`, ... stand side by side, they become `blocks`, with a leading axis, or
       `blocks` and `blocks_<ff>` if that is how `Trunk` scans them.
   """
-  names = sorted(name for name in params if name.startswith(_BLOCK))
+  names = [name for name in params if name.startswith(_BLOCK)]
+  names.sort(key=lambda name: (len(name), name))  # block_100 behind block_99
   new = {k: _inside(stack_layers, v) for k, v in params.items() if k not in names}
   if not names:
     return new

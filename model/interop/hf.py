@@ -25,22 +25,26 @@ ACTIVATIONS = {
 }
 WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 _FIRST_EOS = 2  # of configs from before June 2023, which pool at the greatest id
+# A config.json leaves out what is transformers' default for its class: of the heads
+# (image, text), and of the id that ends a text.
+_CLIP_HEADS, _SIGLIP_HEADS, _CLIP_EOS = (12, 8), (12, 12), 49_407
 
 
 def _clip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
-  trunks = _trunks(state, given, act="quick_gelu", epsilon=1e-5)
+  trunks = _trunks(state, given, _CLIP_HEADS, act="quick_gelu", epsilon=1e-5)
   trunks[1]["causal"] = True
   n, _ = describe.shape(state, "vision_model.embeddings.position_embedding.weight", 2)
   image = dict(pool="cls", stem_bias=False, stem_norm=True, **_pixels(state, n - 1))
   text = _ids(state)
-  eos = given.get("text_config", {}).get("eos_token_id", _FIRST_EOS)
+  unsaid = _CLIP_EOS if given and text["vocab"] > _CLIP_EOS else _FIRST_EOS
+  eos = given.get("text_config", {}).get("eos_token_id", unsaid)
   text["eos"] = text["vocab"] - 1 if eos == _FIRST_EOS else eos
   embed_dim, _ = describe.shape(state, "visual_projection.weight", 2)
   return describe.two_towers("clip", embed_dim, trunks, image, text)
 
 
 def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
-  trunks = _trunks(state, given, act="gelu_pytorch_tanh", epsilon=1e-6)
+  trunks = _trunks(state, given, _SIGLIP_HEADS, act="gelu_pytorch_tanh", epsilon=1e-6)
   n, width = describe.shape(
     state, "vision_model.embeddings.position_embedding.weight", 2
   )
@@ -52,11 +56,18 @@ def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
 
 
 def _trunks(
-  state: Arrays, given: Mapping[str, Any], act: str, epsilon: float
+  state: Arrays,
+  given: Mapping[str, Any],
+  heads: tuple[int, int],
+  act: str,
+  epsilon: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns the trunks of image and text; act and epsilon where nothing is said."""
+  """Returns the trunks of image and text; the last three where nothing is said.
 
-  def trunk(model: str) -> dict[str, Any]:
+  Without any config.json heads are of 64.
+  """
+
+  def trunk(model: str, usual: int) -> dict[str, Any]:
     said = given.get(f"{model}_config") or {}
     blocks = f"{model}_model.encoder.layers."
     mlp, width = describe.shape(state, f"{blocks}0.mlp.fc1.weight", 2)
@@ -69,14 +80,16 @@ def _trunks(
     return dict(
       width=width,
       depth=describe.depth(state, blocks),
-      heads=describe.heads(width, said.get("num_attention_heads")),
+      heads=describe.heads(
+        width, said.get("num_attention_heads", usual if given else None)
+      ),
       mlp=mlp,
       epsilon=said.get("layer_norm_eps", epsilon),
       activation=ACTIVATIONS[activation],
       causal=False,
     )
 
-  return trunk("vision"), trunk("text")
+  return trunk("vision", heads[0]), trunk("text", heads[1])
 
 
 def _pixels(state: Arrays, n: int) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class Patches(nn.Module):
         f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape[:2]}: one "
         f"entry per frame (axis 1) of {self.name_of}"
       )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise TypeError(
+        f"{self.name_of} has dtype {x.dtype}, expected normalised floats: add a "
+        "normalising transform to config.data.transforms"
+      )
     if self.log_mel is not None and x.ndim == 2:
       x, mask = spectrogram.log_mel(x, mask, self.log_mel)
     features = len(self.patch) == 2 and x.ndim == 3
@@ -96,7 +101,7 @@ class Patches(nn.Module):
     if train and self.drop:
       # Before the embedding, so that what is left out costs nothing. The positions are
       # picked by a product: the gradient of a look-up is a scatter, slow on CPU.
-      kept = self._kept(x)
+      kept = self._kept(x, mask)
       x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
       if mask is not None:
         mask = jnp.take_along_axis(mask, kept, axis=1)
@@ -112,19 +117,17 @@ class Patches(nn.Module):
     )(x)
     return (x if table is None else x + table), mask
 
-  def _kept(self, x: Array) -> Array:
+  def _kept(self, x: Array, mask: Array | None) -> Array:
     """Returns int32[b, kept]: sorted indices of the patches that stay."""
     b, n, _ = x.shape
     count = max(1, round((1 - self.drop) * n))
     draw = jax.random.uniform(self.make_rng("dropout"), (b, n))
+    if mask is not None:  # one real patch stays, or nothing would be left to pool
+      first = jnp.argmin(jnp.where(mask, draw, 2.0), axis=1)
+      draw = jnp.where(jnp.arange(n)[None] == first[:, None], -1.0, draw)
     return jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
 
   def _grid(self, x: Array, features: bool, where: str) -> tuple[int, ...]:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise TypeError(
-        f"{self.name_of} has dtype {x.dtype}, expected normalised floats: add a "
-        "normalising transform to config.data.transforms"
-      )
     if x.ndim != len(self.patch) + 2:
       waveform = "; a waveform needs its log_mel" if x.ndim == 2 else ""
       raise ValueError(

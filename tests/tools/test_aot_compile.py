@@ -155,7 +155,7 @@ def test_keys_of_the_config_can_be_set():
   config = small.limoe()
   aot_compile.override(config, ["model.moe.every=0", "model.remat=full"])
   assert config.model.moe.every == 0 and config.model.remat == "full"
-  with pytest.raises(KeyError):
+  with pytest.raises(ValueError, match=r"--set model.remta: .* did you mean remat\?"):
     aot_compile.override(config, ["model.remta=full"])
   with pytest.raises(ValueError, match="expected key=value"):
     aot_compile.override(config, ["model.remat"])

@@ -115,3 +115,14 @@ def test_each_router_has_its_own_arithmetic(changes, active, mlps, buffers, rout
     flops = count.flops_per_example(config, capacity=capacity)["text"]
     extra = 2 * n * w * e * router + (expected - 1) * 4 * n * w * hidden
     assert flops - without == pytest.approx(extra)
+
+
+def test_what_training_drops_costs_nothing():
+  config = small(every=0, modalities=("image", "text"))
+  whole = count.flops_per_example(config)["image"]
+  half = small(every=0, modalities=("image", "text"))
+  half.modalities.image.size = (4, 8, 3)
+  config.modalities.image.drop_patches = 0.5
+  fewer = count.flops_per_example(config)["image"]
+  assert fewer == count.flops_per_example(half)["image"] < whole
+  assert count.flops_per_example(config, train=False)["image"] == whole

@@ -123,3 +123,9 @@ def test_layers_of_a_scan_start_from_different_weights_and_drop_differently():
   assert kernel.shape == (3, 16, 16)
   assert not np.allclose(kernel[0], kernel[1])
   assert not np.allclose(dropped, plain)
+
+
+def test_more_than_a_hundred_blocks_keep_their_order():
+  blocks = {f"block_{i:02d}": {"x": jnp.full(1, i)} for i in range(102)}
+  stacked = stacking.stack_layers(blocks)["blocks"]["block_00"]["x"]
+  np.testing.assert_array_equal(stacked[:, 0], np.arange(102))

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from model.encoders import stacking
-from model.interop import convert, open_clip
+from model.interop import convert, describe, open_clip
 from tests.model.interop import models
 from tests.model.interop.models import clip, filled, same, siglip
 
@@ -210,3 +210,27 @@ def test_configs_that_are_not_read_are_refused():
 
 def test_the_recipe_of_a_library_is_one_of_ours():
   assert set(clip().model) == set(base.get_config().model)
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("clip", 8), ("siglip", 12)])
+def test_what_a_config_json_leaves_out_is_the_librarys_default(kind, heads):
+  trunk = models.TRUNK | dict(width=24, heads=12)
+  image = dict(size=(8, 8, 3), patch=(4, 4), pool="map", project=False)
+  text = dict(vocab=49_410, length=5, pool="last", pad=-1)
+  if kind == "clip":
+    image |= dict(pool="cls", stem_bias=False, stem_norm=True, project=True)
+    text |= dict(eos=49_407)
+  else:
+    text |= dict(project_bias=True)
+  trunks = (trunk, trunk | dict(heads=heads, causal=kind == "clip"))
+  config = describe.two_towers(kind, 24, trunks, image, text)
+  if kind == "siglip":
+    config.objective.options.losses = describe.SIGLIP_LOSS
+  params = filled(config)
+  state, card = convert.save(config, params, "hf")
+  for part in ("vision_config", "text_config"):
+    for key in ("num_attention_heads", "eos_token_id"):
+      card[part].pop(key, None)
+  again, back, _ = convert.load(state, card)
+  assert again == config
+  same(back, params)

@@ -117,6 +117,13 @@ def test_errors_say_what_was_got():
     (patches, jnp.zeros((1, 8, 6, 3)), None, ValueError, r"8 x 6 .*\(.*6 % 4 = 2\)"),
     (patches, jnp.zeros((1, 8, 8, 1)), None, ValueError, "1 channels, expected 3"),
     (patches, jnp.zeros((1, 8, 8, 3), jnp.uint8), None, TypeError, "uint8"),
+    (
+      patches.clone(log_mel=()),
+      jnp.zeros((1, 99), jnp.int16),
+      None,
+      TypeError,
+      "int16",
+    ),
     (tokens, jnp.zeros((1, 5), int), None, ValueError, "5 ids, expected at most .* 4"),
     (tokens, jnp.zeros((1, 4)), None, TypeError, "float32"),
     (tokens, jnp.zeros((1, 4), int), jnp.ones((1, 3), bool), ValueError, "text_mask"),
@@ -153,3 +160,13 @@ def test_patches_are_left_out_in_training_only(
   assert (found[0] != found[1]).any(), "each example draws its own"
   other, _ = stem.apply(params, x, train=True, rngs={"dropout": jax.random.key(4)})
   assert (some != other).any()
+
+
+def test_a_real_patch_is_never_left_out_for_padding():
+  frames = jnp.ones((64, 40, 8))
+  mask = jnp.arange(40)[None] < jnp.full((64, 1), 2)  # the first of 20 patches is real
+  stem = Patches(16, (40, 8, 1), (2, 8), drop=0.5)
+  params = stem.init(KEY, frames, mask)
+  rngs = {"dropout": jax.random.key(3)}
+  _, kept = stem.apply(params, frames, mask, train=True, rngs=rngs)
+  assert kept.shape == (64, 10) and (kept.sum(axis=1) == 1).all()
