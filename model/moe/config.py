@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import difflib
 import math
 from typing import Any
 
@@ -315,12 +316,16 @@ def floors(config: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
 def _check_modalities(
   key: str, names: Iterable[str], modalities: Sequence[str] | None
 ) -> None:
+  """Refuses what looks like a misspelt modality; of one that is absent nothing is used.
+
+  So a recipe may keep the settings of a modality that it leaves out.
+  """
   for name in names:
-    if modalities is not None and name not in (*modalities, *USUAL):
-      raise ValueError(
-        f"unknown modality {WHERE}.{key}.{name}: "
-        f"{catalogue.near_misses(name, list(modalities))}"
-      )
+    if modalities is None or name in (*modalities, *USUAL):
+      continue
+    if difflib.get_close_matches(name, modalities):
+      hint = catalogue.near_misses(name, list(modalities))
+      raise ValueError(f"unknown modality {WHERE}.{key}.{name}: {hint}")
 
 
 def _flatten_losses(

@@ -209,3 +209,6 @@ def test_settings_of_base_do_not_ask_for_their_modalities():
   usual = base.moe()
   usual.losses = {}
   MoeConfig.from_config({**usual, "every": 2}, ["audio", "text"])
+  # Nor do those of a modality that a recipe leaves out.
+  usual.min_experts.audio = 3.0
+  MoeConfig.from_config({**usual, "every": 2}, ["image", "text"])
