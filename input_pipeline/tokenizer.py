@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import io
+import re
 from typing import Protocol
 import unicodedata
 
@@ -55,31 +56,54 @@ def train_tokenizer(
   lines = sorted({" ".join(c.split()) for c in captions} - {""})
   if not lines:
     raise ValueError("no captions to train config.data.tokenizer on")
-  model = io.BytesIO()
   try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines),
-      model_writer=model,
-      vocab_size=vocab,
-      model_type=kind,
-      character_coverage=max(0.98, min(coverage, _affordable_coverage(lines, vocab))),
-      byte_fallback=True,
-      normalization_rule_name="nmt_nfkc_cf",
-      pad_id=PAD,
-      unk_id=UNKNOWN,
-      bos_id=BEGIN,
-      eos_id=END,
-      num_threads=1,
-      shuffle_input_sentence=False,
-      minloglevel=2,
-    )
+    model = _trained(lines, vocab, kind, coverage)
   except (RuntimeError, ValueError, OSError) as e:
+    advice = _largest(lines, str(e), kind, coverage)
     raise ValueError(
       f"config.model.modalities.text.vocab = {vocab} does not suit {len(lines)} "
-      f"distinct captions: {str(e).splitlines()[-1]}"
+      f"distinct captions: {advice}"
     ) from e
-  atomic.write(path, model.getvalue())
+  atomic.write(path, model)
   return str(path)
+
+
+def _trained(lines: Sequence[str], vocab: int, kind: str, coverage: float) -> bytes:
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines),
+    model_writer=model,
+    vocab_size=vocab,
+    model_type=kind,
+    character_coverage=max(0.98, min(coverage, _affordable_coverage(lines, vocab))),
+    byte_fallback=True,
+    normalization_rule_name="nmt_nfkc_cf",
+    pad_id=PAD,
+    unk_id=UNKNOWN,
+    bos_id=BEGIN,
+    eos_id=END,
+    num_threads=1,
+    shuffle_input_sentence=False,
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+def _largest(lines: Sequence[str], said: str, kind: str, coverage: float) -> str:
+  """Returns the largest vocabulary that suits, in words, or what the library said.
+
+  The bound that it gives moves with the characters that a vocabulary can afford.
+  """
+  while bound := re.search(r"value <= (\d+)", said):
+    try:
+      _trained(lines, int(bound[1]), kind, coverage)
+    except (RuntimeError, ValueError, OSError) as e:
+      if str(e) == said:
+        break
+      said = str(e)
+    else:
+      return f"it can be {bound[1]} at most, more captions allow more"
+  return said.splitlines()[-1].rpartition("] ")[2]
 
 
 def _affordable_coverage(lines: Sequence[str], vocab: int) -> float:

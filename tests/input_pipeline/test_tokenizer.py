@@ -1,6 +1,7 @@
 """The tokenizer: deterministic, complete (bytes), and checked against the model."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -140,3 +141,14 @@ def test_tokenizers_of_other_libraries(tmp_path):
   assert model.encode("CAT  cat") == [4, 4]
   assert (model.begin, model.end) == ((6,), (7,)) and model.id("ca") == 3
   assert model.decode([6, 4, 4, 7]) == "cat cat"
+
+
+def test_the_vocabulary_that_a_refusal_names_suits(tmp_path):
+  animals, fields = ("cat", "dog", "fox", "hen", "owl"), ("red", "blue", "green")
+  few = [f"a drawing of animal {a} on a {f} field" for a in animals for f in fields]
+  path = str(tmp_path / "few.model")
+  with pytest.raises(ValueError, match=r"vocab = 512 .* it can be \d+ at most") as e:
+    tokenizers.train_tokenizer(few, path, 512)
+  most = int(re.search(r"can be (\d+)", str(e.value))[1])
+  tokenizers.train_tokenizer(few, path, most)
+  assert tokenizers.load(path, most).vocab == most
