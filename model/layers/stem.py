@@ -82,11 +82,7 @@ class Patches(nn.Module):
         f"{self.name_of}_mask has shape {mask.shape}, expected {x.shape[:2]}: one "
         f"entry per frame (axis 1) of {self.name_of}"
       )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise TypeError(
-        f"{self.name_of} has dtype {x.dtype}, expected normalised floats: add a "
-        "normalising transform to config.data.transforms"
-      )
+    self._check_dtype(x)
     if self.log_mel is not None and x.ndim == 2:
       x, mask = spectrogram.log_mel(x, mask, self.log_mel)
     features = len(self.patch) == 2 and x.ndim == 3
@@ -126,6 +122,13 @@ class Patches(nn.Module):
       first = jnp.argmin(jnp.where(mask, draw, 2.0), axis=1)
       draw = jnp.where(jnp.arange(n)[None] == first[:, None], -1.0, draw)
     return jnp.sort(jnp.argsort(draw, axis=1)[:, :count], axis=1)
+
+  def _check_dtype(self, x: Array) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise TypeError(
+        f"{self.name_of} has dtype {x.dtype}, expected normalised floats: add a "
+        "normalising transform to config.data.transforms"
+      )
 
   def _grid(self, x: Array, features: bool, where: str) -> tuple[int, ...]:
     if x.ndim != len(self.patch) + 2:
