@@ -46,7 +46,9 @@ def _gib(size: float) -> int:
   return int(size * 2**30)
 
 
-def _gpu(kind: str, tera: float, mib: int, rate: float, link: float, network: float):
+def _gpu(
+  kind: str, tera: float, mib: int, rate: float, link: float, network: float
+) -> Chip:
   """mib: of memory, as the driver says; rates in GB/s."""
   return Chip(
     kind=kind,

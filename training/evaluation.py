@@ -18,6 +18,7 @@ from model import catalogue
 from model.types import Params
 from sharding import mesh as mesh_lib
 from training import checkpoint, integrity
+from training import setup as setup_lib
 from training import step as step_lib
 
 
@@ -113,10 +114,9 @@ def _check_batch(where: str, size: int, setup) -> None:
 
   That of the config, size = 0, is checked where training's is.
   """
-  moe = setup.config.model.moe
-  group = moe.group if moe.every or moe.layers else 1
+  batch, group = size or setup.config.batch_size, setup_lib.routing_group(setup.config)
   try:
-    mesh_lib.check_batch(size or setup.config.batch_size, setup.mesh, group=group)
+    mesh_lib.check_batch(batch, setup.mesh, group=group)
   except ValueError as e:
     # It speaks of config.batch_size, as training has no other.
     text = str(e).replace("config.batch_size", "batch_size")

@@ -169,6 +169,12 @@ class Setup:
     return placement.put_batch(keep, self.mesh)
 
 
+def routing_group(config: ConfigDict) -> int:
+  """Returns the examples of a routing group; 1 without sparse layers."""
+  moe = config.model.moe
+  return moe.group if moe.every or moe.layers else 1
+
+
 def _check_ranges(config: ConfigDict) -> None:
   for key, (least, most, itself) in RANGES.items():
     value = config
@@ -189,9 +195,9 @@ def build(config: ConfigDict, devices=None) -> Setup:
   """
   _check_ranges(config)
   mesh = mesh_lib.make(config.mesh, devices)
-  moe = config.model.moe
-  group = moe.group if moe.every or moe.layers else 1
-  mesh_lib.check_batch(config.batch_size, mesh, config.microbatches, group)
+  mesh_lib.check_batch(
+    config.batch_size, mesh, config.microbatches, routing_group(config)
+  )
   towers = towers_lib.build(config.model)
   for m in towers.modalities:
     if m.pack:
