@@ -77,6 +77,16 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def _read(path: str) -> dict[str, Any]:
+  try:
+    found = json.loads(pathlib.Path(path).read_text())
+  except ValueError as e:
+    raise ValueError(f"{path} is not JSON: {e}") from None
+  if not isinstance(found, dict) or not {"title", "metrics", "seeds"} <= found.keys():
+    raise ValueError(f"{path} is not a file that tools.collect wrote")
+  return found
+
+
 def _cell(values: Sequence[float] | None) -> str:
   if not values:
     return "-"
@@ -98,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("--out is needed: the JSON file to write")
   try:
     if args.table:
-      print(table([json.loads(pathlib.Path(p).read_text()) for p in args.paths]))
+      print(table([_read(path) for path in args.paths]))
       return 0
     found = collect(args.paths, args.title or pathlib.Path(args.out).stem)
     pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")

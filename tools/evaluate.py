@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.initialize()
     result = run(flags)
     if jax.process_index() == 0:
+      write(result, flags)  # what was measured stays if --against is of other queries
       result |= {"differences": compared(result, flags)}
       print(table(result))
       print(f"written: {write(result, flags)}")
@@ -93,6 +94,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.error(f"--bootstrap {flags.bootstrap}: expected 0 or more")
   if flags.against and not epath.Path(flags.against).is_file():
     parser.error(f"--against {flags.against}: no such file")
+  if flags.against and not (epath.Path(flags.against).parent / "artifacts").is_dir():
+    parser.error(f"--against {flags.against}: no folder artifacts beside it")
   flags.checkpoint = flags.checkpoint or flags.workdir
   return flags
 

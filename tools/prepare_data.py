@@ -106,6 +106,8 @@ def run(flags: argparse.Namespace, command: str) -> str:
     raise FileExistsError(f"{target} is there already: remove it, or use another --out")
   if flags.shards < 1:
     raise ValueError(f"--shards {flags.shards} is not at least 1")
+  if flags.limit is not None and flags.limit < 1:
+    raise ValueError(f"--limit {flags.limit} is not at least 1")
   source = _source(flags)
   with _part(target) as part:
     manifest = write(source, part, flags)

@@ -11,8 +11,8 @@ _STEPS = 1 << 16  # 16 random bits decide an element: half the work of a f32 uni
 def dropout(x: Array, rate: float | Array, key: Array) -> Array:
   """Zeroes elements of x [...] with probability `rate` and rescales (arXiv 1207.0580).
 
-  The rate is rounded to 1 / 65536 and the scale uses the rounded one, so the mean is
-  exact. A Python 0 returns x and draws nothing.
+  The rate is rounded to 1 / 65536 and the scale uses the rounded one: the mean is x's,
+  but for x's own rounding. A Python 0 returns x and draws nothing.
 
   Raises:
     ValueError: a static rate outside [0, 1).

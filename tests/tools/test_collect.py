@@ -39,6 +39,14 @@ def test_runs_of_two_recipes_are_refused(tmp_path, capsys):
   assert "collect: runs of different recipes" in capsys.readouterr().err
 
 
+def test_a_file_of_another_kind_has_no_table(tmp_path, capsys):
+  path = tmp_path / "x.json"
+  for text, complaint in (("{}", "tools.collect wrote"), ("a", "is not JSON")):
+    path.write_text(text)
+    assert collect.main(["--table", str(path)]) == 1
+    assert complaint in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/convert.md"])
 def test_a_page_shows_what_the_committed_results_say(page):
   text = (ROOT / page).read_text()

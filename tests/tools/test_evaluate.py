@@ -168,6 +168,14 @@ def test_a_config_alone_is_not_enough(capsys):
   assert "both --config and --checkpoint" in capsys.readouterr().err
 
 
+def test_another_evaluation_has_its_artifacts_beside_it(tmp_path, capsys):
+  path = tmp_path / "x.json"
+  path.write_text("{}")
+  with pytest.raises(SystemExit):
+    evaluate.parse(["--workdir", "runs/x", "--against", str(path)])
+  assert "no folder artifacts beside it" in capsys.readouterr().err
+
+
 def test_settings_end_without_a_traceback(run, capsys):
   with pytest.raises(SystemExit) as e:
     evaluate.main(["--workdir", str(run[0]), "--evaluators", "prob"])

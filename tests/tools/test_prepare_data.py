@@ -104,6 +104,7 @@ def test_a_killed_run_leaves_nothing_that_counts(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("flags", "complaint"),
   [
+    (["--source", "jsonl", "--limit", "-3"], "--limit -3 is not at least 1"),
     (["--source", "webdatset"], "did you mean webdataset"),
     (["--source", "webdataset"], "paths"),
     (["--source", "jsonl", "--option", "path=x"], "unknown key --option.path"),
