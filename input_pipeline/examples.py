@@ -57,7 +57,8 @@ class Maker:
     stream: TRAIN or EVAL.
     split: for error messages.
     repeat: positions in a row of the training stream that hold the same example, each
-      transformed anew: bags of rows of one id (cf. arXiv 1901.09335).
+      transformed anew: bags of rows of one id (cf. arXiv 1901.09335). A bag whose
+      example drops out has one replacement, unless only some of its rows drop out.
     name: of the source in a mixture; "" without one.
     part: of the source's examples that are read here, "" for all.
     rows: int[n], the source indices of the part; None: all.
@@ -125,7 +126,8 @@ class Maker:
     for attempt in range(_ATTEMPTS):
       rng = np.random.default_rng((self.seed, self.stream, position, attempt))
       if attempt:
-        chosen = int(rng.integers(size))
+        own = rng if self.repeat == 1 else self._of_bag(place // self.repeat, attempt)
+        chosen = int(own.integers(size))
       index = chosen if self.rows is None else int(self.rows[chosen])
       try:
         return self.one(index, rng), attempt + 1, dropped
@@ -135,6 +137,11 @@ class Maker:
       f"position {position}: {_ATTEMPTS} examples in a row dropped out. "
       + report(dropped, _ATTEMPTS)
     )
+
+  def _of_bag(self, bag: int, attempt: int) -> np.random.Generator:
+    # All rows of a bag are to get the same replacement.
+    key = zlib.crc32(self.key.encode())
+    return np.random.default_rng((self.seed, self.stream, bag, attempt, key))
 
   def eval_row(self, index: int) -> dict[str, np.ndarray]:
     """Returns the arrays of the example at `index`, with random numbers of its own."""
@@ -162,8 +169,8 @@ class Maker:
       )
     whole = {k: v for k, v in example.items() if k.startswith("label_")}
     whole |= {"id": example.get("id", index), "index": index}
-    arrays |= {k: np.asarray(v, np.int32) for k, v in whole.items()}
-    return arrays | {k: _numbers(example[k]) for k in self._kept}
+    arrays |= {k: _whole(k, v, index) for k, v in whole.items()}
+    return arrays | {k: _numbers(k, example[k], index) for k in self._kept}
 
 
 def check_reads(name: str, transform: Transform, example: Any, index: int) -> None:
@@ -261,10 +268,30 @@ def report(dropped: Sequence[tuple[str, int]], tried: int) -> str:
   return f"{len(dropped)} of {tried} examples dropped ({share:.1%}): {reasons}"
 
 
-def _numbers(value: Any) -> np.ndarray:
+def _whole(key: str, value: Any, index: int) -> np.ndarray:
+  """Returns whole numbers as i32; others, and those that do not fit, are errors."""
+  x = np.asarray(value)
+  if x.dtype.kind not in "iubf" or np.any(x != np.trunc(x)):
+    raise ValueError(
+      f"{key!r} of example {index} is {x.tolist()!r}, not a whole number"
+    )
+  least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+  if np.any((x < least) | (x > most)):
+    raise ValueError(
+      f"{key!r} of example {index} is {x.tolist()!r}: whole numbers of a batch "
+      f"have 32 bits, {most} at most. Number them anew."
+    )
+  return x.astype(np.int32)
+
+
+def _numbers(key: str, value: Any, index: int) -> np.ndarray:
   """Returns the value as i32 if it is whole numbers or truths, else as f32."""
   x = np.asarray(value)
-  return x.astype(np.int32 if x.dtype.kind in "iub" else np.float32)
+  if x.dtype.kind in "iub":
+    return _whole(key, value, index)
+  if x.dtype.kind != "f":
+    raise ValueError(f"{key!r} of example {index} is {x.tolist()!r}, not a number")
+  return x.astype(np.float32)
 
 
 def _fits(value: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
-from model import catalogue
+from input_pipeline.transforms import normalize
+from model import catalogue, mel
 from model.encoders import towers as towers_lib
 from model.shapes import example_spec
 from model.types import Batch
@@ -187,6 +189,33 @@ def _check_ranges(config: ConfigDict) -> None:
       raise ValueError(f"config.{key} = {value}, expected at least {least:g}{end}")
 
 
+def _check_views(config: ConfigDict, towers: Any, objective: Any) -> None:
+  """Refuses views that are told of another normalising or log-mel than there is.
+
+  Evaluation sees no views: it would be of other pixels or sounds than training.
+  """
+  sounds = {m.name: m.log_mel for m in towers.modalities if m.log_mel}
+  given = [dict(o) for name, o in config.data.transforms if name == "normalize"]
+  for modality, _, steps in getattr(objective, "seen", ()):
+    for view in steps:
+      kind = type(view).__module__.rpartition(".")[2]
+      if isinstance(view, mel.LogMel) and modality in sounds:
+        where, wanted = f"model.modalities.{modality}.log_mel", sounds[modality]
+        keys = [f.name for f in dataclasses.fields(mel.LogMel)]
+      elif getattr(view, "denormalises", False) and modality == "image" and given:
+        where, wanted = "data.transforms: normalize", normalize.Transform(**given[-1])
+        keys = ["mean", "std"]
+      else:
+        continue
+      for key in keys:
+        own, theirs = (np.asarray(getattr(x, key)) for x in (view, wanted))
+        if not np.all(own == theirs):
+          raise ValueError(
+            f"config.objective.options.views: {kind}.{key} = {own.tolist()}, but "
+            f"config.{where} has {theirs.tolist()}: give the view the same"
+          )
+
+
 def build(config: ConfigDict, devices=None) -> Setup:
   """Returns the parts of a config, checked against each other.
 
@@ -217,6 +246,7 @@ def build(config: ConfigDict, devices=None) -> Setup:
       f"config.frozen_from = {config.frozen_from!r}, but the objective keeps no frozen "
       'parameters: set config.objective.options.teacher = "frozen", or leave it empty'
     )
+  _check_views(config, towers, objective)
   return Setup(
     config=config,
     mesh=mesh,

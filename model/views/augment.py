@@ -87,6 +87,11 @@ class View:
     if self.size and (len(self.size) != 2 or min(self.size) < 1):
       raise ValueError(f"augment.size = {self.size} must be (height, width) or ()")
 
+  @property
+  def denormalises(self) -> bool:
+    """Says whether `mean` and `std` matter."""
+    return bool(self.jitter or self.grayscale or self.noise)
+
   def __call__(self, batch: Batch, key: Array) -> Batch:
     """Returns the batch with another look at its modality, f32[b, *size, c].
 

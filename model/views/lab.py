@@ -45,6 +45,8 @@ class View:
   mean: float | tuple[float, ...] = 0.0
   std: float | tuple[float, ...] = 1.0
 
+  denormalises = True
+
   def __post_init__(self):
     if self.keep not in KEEP:
       raise ValueError(f"lab.keep = {self.keep!r} must be one of {tuple(KEEP)}")

@@ -13,8 +13,8 @@ class View(mel.LogMel):
 
   The stem makes the same of config.model.modalities.<m>.log_mel by itself, and takes
   what is a spectrogram already: this one is for what comes between, such as
-  spec_augment. Its options must be those of the modality, and `mels` its size[1];
-  evaluation sees no views.
+  spec_augment. Its options must be those of the modality, and `mels` its size[1], or
+  the run is refused: evaluation sees no views.
 
   Attributes:
     modality: of the batch.

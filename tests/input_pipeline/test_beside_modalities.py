@@ -137,6 +137,57 @@ def test_kept_numbers_are_of_32_bits(config, value, dtype):
   assert arrays["extra"].dtype == dtype and arrays["extra"].shape == (1,)
 
 
+@pytest.mark.parametrize(
+  ("key", "value", "why"),
+  [
+    ("id", 2**32 + 1, "have 32 bits"),
+    ("id", np.uint64(2**40), "have 32 bits"),
+    ("label_kind", 1.7, "not a whole number"),
+    ("label_kind", float("nan"), "not a whole number"),
+    ("label_kind", None, "not a whole number"),
+    ("extra", np.array([1, 2**31]), "have 32 bits"),
+    ("extra", "red", "not a number"),
+  ],
+)
+def test_numbers_that_a_batch_cannot_hold_are_refused(config, key, value, why):
+  loader = pipeline.train_loader(config(threads=0), process_index=0, process_count=1)
+  maker = loader._stream.members[0].maker
+  if key == "extra":
+    kept = ("keep", keep.Transform(keys=("extra",)))
+    maker = dataclasses.replace(maker, transforms=(*maker.transforms, kept))
+  with pytest.raises(ValueError, match=f"'{key}' of example 4 is .*{why}"):
+    maker._arrays({"text": np.zeros(12, np.int32), key: value}, 4)
+
+
+def test_whole_floats_are_labels(config):
+  loader = pipeline.train_loader(config(threads=0), process_index=0, process_count=1)
+  maker = loader._stream.members[0].maker
+  row = maker._arrays({"text": np.zeros(12, np.int32), "label_kind": 3.0}, 0)
+  assert row["label_kind"] == 3 and row["label_kind"].dtype == np.int32
+
+
+def test_a_bag_whose_example_drops_out_has_one_replacement(config):
+  loader = pipeline.train_loader(
+    config(threads=0, repeat=3), process_index=0, process_count=1
+  )
+  maker = loader._stream.members[0].maker
+
+  @dataclasses.dataclass(frozen=True)
+  class Odd:
+    reads = writes = ()
+
+    def __call__(self, example, rng):
+      del rng
+      return example if example["id"] % 2 else None
+
+  broken = dataclasses.replace(maker, transforms=(("odd", Odd()), *maker.transforms))
+  bags = [
+    {int(broken.train_row(3 * i + j, 3 * i + j)[0]["index"]) for j in range(3)}
+    for i in range(8)
+  ]
+  assert all(len(bag) == 1 for bag in bags)
+
+
 def test_repeated_examples_are_bags_of_different_rows(config):
   got = batches(config(threads=0, repeat=3), 2)
   index = np.concatenate([b["index"] for b in got])
