@@ -102,7 +102,7 @@ def load(shard: str, folder: str = "") -> Index:
     target = epath.Path(folder) / name
   length = path.stat().length
   found = _read(target, length)
-  if found is not None:
+  if found is not None and not _is_older(found, target, path):
     return found
   with path.open("rb") as file:
     untrusted.refuse_compressed(shard, file.read(8))
@@ -248,6 +248,22 @@ def _read(path: epath.Path, length: int) -> Index | None:
     return index if _is_sound(index) else None
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return None
+
+
+def _is_older(index: Index, target: epath.Path, shard: epath.Path) -> bool:
+  """Returns whether the shard has been made anew, of the same length, since then.
+
+  Padding makes equal lengths likely. One that was only copied has the same headers.
+  Times are in whole seconds.
+  """
+  if not len(index.checks) or shard.stat().mtime < target.stat().mtime:
+    return False
+  with shard.open("rb") as file:
+    for i in {0, len(index.checks) // 2, len(index.checks) - 1}:
+      file.seek(int(index.offsets[i]) - BLOCK)
+      if zlib.crc32(file.read(BLOCK)) != index.checks[i]:
+        return True
+  return False
 
 
 def _is_sound(index: Index) -> bool:

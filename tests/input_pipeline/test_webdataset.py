@@ -83,8 +83,14 @@ def test_the_index_is_made_once_and_again_when_it_does_not_fit(tmp_path, monkeyp
   with monkeypatch.context() as patch:
     patch.setattr(tar_index, "build", None)  # would raise
     assert len(opened(tmp_path, shard(range(2)), index=source.index)) == 2
-    same_length = opened(tmp_path, shard(range(2, 4)), index=source.index)
-    assert set(read_all(same_length)) == {"changed tar"}
+    before = opened(tmp_path, shard(range(2)), index=source.index)
+    assert len(before) == 2
+    (tmp_path / "x.tar").write_bytes(shard(range(2, 4)))  # of the same length
+    assert set(read_all(before)) == {"changed tar"}
+  anew = webdataset.Source(paths=str(tmp_path / "x.tar"), index=source.index)
+  assert [e["captions"] for e in read_all(anew)] == [
+    pairs.pair(i)["captions"]["en"][0] for i in (2, 3)
+  ]
   assert len(opened(tmp_path, shard(range(9)), index=source.index)) == 9
   index.write_bytes(index.read_bytes()[:-5])
   assert len(opened(tmp_path, shard(range(9)), index=source.index)) == 9
