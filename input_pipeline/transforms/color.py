@@ -28,6 +28,9 @@ class Transform:
     hue: turn of the colour circle, uniform in +- this; 0.5 is the opposite colour.
     grayscale: probability of no colour at all.
     p: probability that anything but grayscale is applied.
+
+  Raises:
+    ValueError: a strength below 0, or a probability outside [0, 1].
   """
 
   brightness: float = 0.2
@@ -36,6 +39,14 @@ class Transform:
   hue: float = 0.02
   grayscale: float = 0.0
   p: float = 1.0
+
+  def __post_init__(self):
+    for key in ("brightness", "contrast", "saturation", "hue"):
+      if not 0 <= getattr(self, key) < math.inf:
+        raise ValueError(f"color: {key} = {getattr(self, key)} must be at least 0")
+    for key in ("grayscale", "p"):
+      if not 0 <= getattr(self, key) <= 1:
+        raise ValueError(f"color: {key} = {getattr(self, key)} must be in [0, 1]")
 
   reads = ("image",)
   writes = ("image",)

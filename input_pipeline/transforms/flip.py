@@ -16,6 +16,10 @@ class Transform:
 
   p: float = 0.5
 
+  def __post_init__(self):
+    if not 0 <= self.p <= 1:
+      raise ValueError(f"flip: p = {self.p} must be in [0, 1]")
+
   reads = ("image",)
   writes = ("image",)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -14,11 +15,14 @@ class Transform:
 
   Attributes:
     mean: of the channels, in 0..1.
-    std: of the channels, likewise.
+    std: of the channels, above 0.
     device: leaves the image as it is and writes `image_affine` f32[2, 3], the scale and
       the offset that `sharding.placement.put_batch` applies to it on the device. Bytes
       are a quarter of what floats are to stack, to copy and to send. Last of what
       changes the image, and for what `put_batch` takes: training and evaluation.
+
+  Raises:
+    ValueError: other than three numbers, or numbers out of these ranges.
   """
 
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -26,6 +30,17 @@ class Transform:
   device: bool = False
 
   reads = ("image",)
+
+  def __post_init__(self):
+    for key, sound in (
+      ("mean", lambda x: 0 <= x <= 1),
+      ("std", lambda x: 0 < x < math.inf),
+    ):
+      value = getattr(self, key)
+      if np.shape(value) != (3,) or not all(map(sound, value)):
+        raise ValueError(
+          f"normalize: {key} = {value} must be three numbers, of pixels in 0..1"
+        )
 
   @property
   def writes(self) -> tuple[str, ...]:

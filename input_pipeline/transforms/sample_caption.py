@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ class Transform:
   """Writes a caption (str) from captions: {language: texts}, texts, or one text.
 
   Texts are str or UTF-8 bytes; blank ones and those that are not UTF-8 do not count.
-  Drops "empty caption" where nothing is left, or "caption is not UTF-8".
+  Drops "empty caption" where nothing is left, "no caption of a wanted language" where
+  only languages of weight 0 have any, or "caption is not UTF-8".
 
   Attributes:
     train: samples; False takes the first caption of `language`, or else of the first.
@@ -32,6 +34,9 @@ class Transform:
     lowercase: whether to lower the case. The tokenizer folds it by itself.
     captions: the key that it reads.
     key: the key that it writes; a second one gives a batch texts of two languages.
+
+  Raises:
+    ValueError: a probability outside [0, 1], or a weight below 0.
   """
 
   train: bool = True
@@ -44,6 +49,17 @@ class Transform:
   lowercase: bool = False
   captions: str = "captions"
   key: str = "caption"
+
+  def __post_init__(self):
+    for name in ("share", "main", "word_dropout"):
+      value = getattr(self, name)
+      if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"sample_caption: {name} = {value} must be in [0, 1]")
+    for language, weight in self.weights:
+      if not 0 <= weight < math.inf:
+        raise ValueError(
+          f"sample_caption: weights: {language!r} has {weight}, expected 0 or more"
+        )
 
   @property
   def reads(self) -> tuple[str, ...]:
@@ -61,12 +77,16 @@ class Transform:
     if not isinstance(captions, Mapping):
       captions = {self.language: captions}
     language, main, wording = rng.random(3) if self.train else (0.0, 0.0, 0.0)
-    choices = _texts(captions.get(self._pick(tuple(captions), language), ()))
+    picked = self._pick(tuple(captions), language)
+    choices = () if picked is None else _texts(captions[picked])
     if not choices:  # rare, hence not looked at in every language beforehand
       usable = {k: t for k, v in captions.items() if (t := _texts(v))}
       if not usable:
         raise Drop(_why_empty(captions))
-      choices = usable[self._pick(tuple(usable), language)]
+      picked = self._pick(tuple(usable), language)
+      if picked is None:
+        raise Drop("no caption of a wanted language")
+      choices = usable[picked]
     first = not self.train or main < self.main
     caption = choices[0 if first else int(wording * len(choices))]
     if self.max_chars and len(caption) > self.max_chars:
@@ -75,13 +95,15 @@ class Transform:
       caption = self._shortened(caption, rng)
     return example | {self.key: caption.lower() if self.lowercase else caption}
 
-  def _pick(self, names: tuple[str, ...], draw: float) -> str:
-    """Returns a language, by probability where training."""
+  def _pick(self, names: tuple[str, ...], draw: float) -> str | None:
+    """Returns a language, by probability where training; None if none has any."""
     if not names:
-      return ""
+      return None
     if not self.train:
       return self.language if self.language in names else names[0]
     edges = _edges(self, names)
+    if not edges[-1] > 0:
+      return None
     at = int(np.searchsorted(edges, draw * edges[-1], side="right"))
     return names[min(at, len(names) - 1)]
 
@@ -102,8 +124,6 @@ def _edges(transform: Transform, names: tuple[str, ...]) -> np.ndarray:
     p[at] = 0.0
     p *= (1 - transform.share) / (p.sum() or 1.0)
     p[at] = transform.share
-  if not p.sum() > 0:
-    raise ValueError(f"sample_caption: every language of {names} has weight 0")
   return np.cumsum(p)
 
 

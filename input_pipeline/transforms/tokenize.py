@@ -35,7 +35,7 @@ class Transform:
       -1: none.
     ngrams: most letter n-grams of the caption; taken from the modality. 0 is none.
     ngram_rows: what they are hashed into; taken from the modality.
-    eos: whether to end the caption with the end token (which pool = "last" reads).
+    eos: whether to end the caption with the end ids (which pool = "last" reads).
     begin: ids before a caption; None: as the tokenizer's file has it.
     end: ids behind it; None: as the tokenizer's file has it.
     fill: the id of padding; None: as the tokenizer's file has it.
@@ -132,8 +132,8 @@ class Transform:
     begin = model.begin if self.begin is None else self.begin
     end = model.end if self.end is None else self.end
     fill = model.fill if self.fill is None else self.fill
-    ends = (begin, end) if self.eos else ((), ())
-    (row,) = tokenizers.padded([ids], self.length, *ends, fill)
+    end = end if self.eos else ()
+    (row,) = tokenizers.padded([ids], self.length, begin, end, fill)
     mask = row != self.pad if self.pad >= 0 else np.ones(len(row), bool)
     if self.stop >= 0:
       stops = np.cumsum(row == self.stop)

@@ -312,9 +312,14 @@ class TestCaptions:
     assert {len(c.split()) for c in got} == {1, 2, 3}
     assert "one three" in got
 
-  def test_weights_of_zero_are_an_error(self):
-    with pytest.raises(ValueError, match="weight 0"):
-      self.sample({"fr": ("a",)}, weights=(("fr", 0.0),))
+  def test_what_only_unwanted_languages_say_drops(self):
+    for captions, options in (
+      ({"fr": ("a",)}, dict(weights=(("fr", 0.0),))),
+      ({"en": ("a",), "de": (" ",)}, dict(weights=(("en", 0.0),))),
+      ({"en": ("a",)}, dict(share=0.0)),
+    ):
+      with pytest.raises(Drop, match="no caption of a wanted language"):
+        self.sample(captions, **options)
 
 
 def test_tokenize_pads_cuts_and_masks(tokenizer):
@@ -334,6 +339,8 @@ def test_tokenize_pads_cuts_and_masks(tokenizer):
   assert mask.all()
   assert short[-1] == tokenizers.END
   assert run("red", length=4, eos=False)[0][-1] != tokenizers.END
+  begun, _ = run("red", length=4, eos=False, begin=(7,))
+  assert begun[0] == 7 and tokenizers.END not in begun
   with pytest.raises(Drop, match="empty caption"):
     run(" ", length=4)
   with pytest.raises(Drop, match="caption is not UTF-8"):
