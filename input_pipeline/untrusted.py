@@ -8,6 +8,7 @@ these is a `Drop` with a reason of its own here, and nothing is ever unpickled o
 from collections.abc import Mapping, Sequence
 import json
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -22,19 +23,34 @@ UNSAFE = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")  # reading one runs its
 def matches(path: str, split: str) -> list[str]:
   """Returns the files that a path or a glob of the config names, sorted.
 
+  A path that is there is no glob, whatever brackets are in it.
+
   Raises:
     FileNotFoundError: none; says which config key.
+    ValueError: "**", which no bucket could answer.
     ModuleNotFoundError: the library for a bucket, gcsfs or s3fs, is missing.
   """
   path = path.replace("{split}", split)
   folder, _, name = path.rpartition("/")
   folder = folder or ("/" if path.startswith("/") else ".")
   try:
+    if epath.Path(path).exists():
+      return [str(epath.Path(path))]
+    if "**" in path:
+      raise ValueError(
+        f"config.data.options.paths: {path!r} has '**', which is not searched for: "
+        "write a '*' for each folder on the way, as in 'data/*/*.tar'"
+      )
     found = sorted(str(p) for p in epath.Path(folder).glob(name))
   except ImportError as e:
     raise ModuleNotFoundError(f"config.data.options.paths: {path}: {e}") from e
   if not found:
-    raise FileNotFoundError(f"config.data.options.paths: no file matches {path!r}")
+    hint, stars = "", re.sub(r"\{[^{}]*\}", "*", path)
+    if stars != path:
+      hint = f": braces are not expanded; write {stars!r}, or a list of paths"
+    raise FileNotFoundError(
+      f"config.data.options.paths: no file matches {path!r}{hint}"
+    )
   return found
 
 

@@ -7,6 +7,7 @@ c.data.options = dict(root="imagenet/{split}", names="imagenet/LOC_synset_mappin
 from collections.abc import Mapping
 import dataclasses
 import functools
+import os
 from typing import Any
 
 from etils import epath
@@ -22,10 +23,11 @@ _MAX_NAMES = 2**26
 class Source:
   """The images below a folder, labelled by the folder in it that they lie in.
 
-  The classes are the folders of all splits, sorted, so that a class which one split
-  lacks does not move the labels of the others. The caption of an image is the name of
-  its class. Drops "missing file", "file too large", "unreadable file", "path outside
-  the root" and "path is not UTF-8".
+  The classes are the folders of all splits that hold images, sorted, so that a class
+  which one split lacks does not move the labels of the others. What is hidden, its name
+  or that of a folder above it beginning with ".", is left out. The caption of an image
+  is the name of its class. Drops "missing file", "file too large", "unreadable file",
+  "path outside the root" and "path is not UTF-8".
 
   Attributes:
     root: the folder of a split; "{split}" is replaced.
@@ -39,7 +41,7 @@ class Source:
 
   Raises:
     FileNotFoundError: no such folder or file.
-    ValueError: images without a folder only, or names that do not fit the folders.
+    ValueError: no folder that holds images, or names that do not fit the folders.
   """
 
   root: str
@@ -61,25 +63,38 @@ class Source:
 
   @functools.cached_property
   def _files(self) -> tuple[str, ...]:
+    return tuple(n for n in untrusted.below(self._root) if "/" in n and self._shows(n))
+
+  def _shows(self, name: str) -> bool:
+    """Returns whether a file is an image that is not hidden."""
     endings = tuple(f".{e.lower()}" for e in self.extensions)
-    found = untrusted.below(self._root)
-    return tuple(n for n in found if "/" in n and n.lower().endswith(endings))
+    hidden = name.startswith(".") or "/." in name
+    return name.lower().endswith(endings) and not hidden
 
   @functools.cached_property
   def _folders(self) -> dict[str, int]:
     """Returns class folder -> label."""
-    roots = [self._root]
+    names = {name.partition("/")[0] for name in self._files}
+    roots = []
     before, mark, after = self.root.partition("{split}")
     if mark and not after.strip("/") and (not before or before.endswith("/")):
-      roots = [str(p) for p in epath.Path(before or ".").iterdir() if p.is_dir()]
-    inside = (epath.Path(root).iterdir() for root in roots)
-    names = sorted({p.name for folder in inside for p in folder if p.is_dir()})
+      roots = [p for p in epath.Path(before or ".").iterdir() if p.is_dir()]
+    for root in (p for p in roots if not p.name.startswith(".")):
+      for folder in root.iterdir():
+        if folder.name not in names and self._is_class(folder):
+          names.add(folder.name)
     if not names:
       raise ValueError(
-        f"config.data.options.root = {self._root!r} holds no folders: expected one for "
-        "each class; image_folder reads images with captions"
+        f"config.data.options.root = {self._root!r} holds no folders of images: "
+        "expected one for each class; image_folder reads images with captions"
       )
-    return {name: i for i, name in enumerate(names)}
+    return {name: i for i, name in enumerate(sorted(names))}
+
+  def _is_class(self, folder: epath.Path) -> bool:
+    """Returns whether images lie in what a split holds; links are as in `below`."""
+    if os.path.islink(str(folder)) or not folder.is_dir():
+      return False
+    return any(self._shows(f"{folder.name}/{n}") for n in untrusted.below(str(folder)))
 
   @functools.cached_property
   def _names(self) -> tuple[str, ...]:

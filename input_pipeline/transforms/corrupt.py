@@ -23,14 +23,14 @@ STRENGTHS = {
   "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),  # of the side, that is left
   "jpeg": (25, 18, 15, 10, 7),  # quality
   "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # that is left
-  "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added, of pixels in 0..1
+  "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to HSV's value, in 0..1
   "occlusion": (0.2, 0.3, 0.4, 0.5, 0.6),  # side of a grey square, of the image's
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-  """Damages `image` uint8[h, w, 3]; put it before normalize.
+  """Damages `image` uint8[h, w, 3]; put it before color and normalize.
 
   Attributes:
     kind: of STRENGTHS.
@@ -51,9 +51,20 @@ class Transform:
       )
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example with `image` uint8[h, w, 3], damaged."""
-    strength = STRENGTHS[self.kind][self.severity - 1]
-    return example | {"image": _KINDS[self.kind](example["image"], strength, rng)}
+    """Returns the example with `image` uint8[h, w, 3], damaged.
+
+    Raises:
+      ValueError: an image of another dtype or shape.
+    """
+    image, strength = example["image"], STRENGTHS[self.kind][self.severity - 1]
+    dtype, shape = getattr(image, "dtype", type(image)), np.shape(image)
+    if dtype != np.uint8 or len(shape) != 3 or shape[-1] != 3:
+      raise ValueError(
+        f"corrupt damages an image uint8[h, w, 3], not {dtype}{list(shape)}: put it in "
+        "config.data.transforms after what decodes images, and before color, outline, "
+        "lab and normalize"
+      )
+    return example | {"image": _KINDS[self.kind](image, strength, rng)}
 
 
 def _floats(f: Callable) -> Callable:
@@ -74,6 +85,13 @@ def _impulse(x, share, rng):
 def _contrast(x, left, rng):
   mean = x.mean(axis=(0, 1), keepdims=True)
   return (x - mean) * left + mean
+
+
+def _brighter(x, added, rng):
+  """Returns the colours of more value (HSV's), of the same hue and saturation."""
+  value = x.max(axis=-1, keepdims=True)
+  new = np.minimum(value + added, 1)
+  return np.where(value > 0, x * (new / np.where(value > 0, value, 1)), new)
 
 
 def _blur(image, sigma, rng):
@@ -110,6 +128,6 @@ _KINDS: dict[str, Callable] = {
   "pixelate": _pixelate,
   "jpeg": _jpeg,
   "contrast": _floats(_contrast),
-  "brightness": _floats(lambda x, s, rng: x + s),
+  "brightness": _floats(_brighter),
   "occlusion": _occlusion,
 }

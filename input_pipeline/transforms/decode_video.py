@@ -42,7 +42,8 @@ class Transform:
     std: what they are divided by then.
     modality: what it writes.
     source: what it reads.
-    max_pixels: of all frames up to the last one of the clip, which have to be decoded.
+    max_pixels: of all frames of an animation up to the last one of the clip, which have
+      to be decoded. Arrays and .npy files have no such limit.
   """
 
   frames: int
@@ -96,12 +97,10 @@ class Transform:
     start, area, x, y, flipped = rng.random(5)
     # What hostile bytes make Pillow raise has no end; see decode_image.
     try:
-      count, (width, height), read = _open(example[self.source])
+      count, (width, height), read = _open(example[self.source], self.max_pixels)
       if min(count, width, height) < 1:
         raise Drop("empty video")
       chosen = self._chosen(count, start)
-      if (max(chosen) + 1) * width * height > self.max_pixels:
-        raise Drop("video too large")
       box = self._box(width, height, area, x, y)
       shape = self.size[::-1], Image.Resampling.BILINEAR, box, 2.0
       clip = np.stack([np.asarray(image.resize(*shape)) for image in read(chosen)])
@@ -142,14 +141,14 @@ class Transform:
     return left, top, min(left + w, width), min(top + h, height)
 
 
-def _open(value: Any) -> tuple[int, tuple[int, int], _Read]:
+def _open(value: Any, max_pixels: int) -> tuple[int, tuple[int, int], _Read]:
   """Returns the number of frames, their (width, height), and what reads some."""
   if isinstance(value, bytes | bytearray | memoryview):
     data = bytes(value)
     if not data:
       raise Drop("empty video")
     if not data.startswith(npy.MAGIC):
-      return _animation(data)
+      return _animation(data, max_pixels)
     value = npy.array(data, "video")
   if not isinstance(value, np.ndarray) or value.dtype != np.uint8:
     raise Drop("not a video")
@@ -163,7 +162,7 @@ def _open(value: Any) -> tuple[int, tuple[int, int], _Read]:
   )
 
 
-def _animation(data: bytes) -> tuple[int, tuple[int, int], _Read]:
+def _animation(data: bytes, max_pixels: int) -> tuple[int, tuple[int, int], _Read]:
   try:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -171,8 +170,14 @@ def _animation(data: bytes) -> tuple[int, tuple[int, int], _Read]:
   except Exception as e:
     raise Drop("not a video") from e
 
+  # The picture for viewers that cannot play an APNG need not be one of its frames.
+  first = int(getattr(image, "default_image", False))
+
   def read(chosen: list[int]) -> list[Image.Image]:
     found = []
+    chosen = [first + i for i in chosen]
+    if (chosen[-1] + 1) * image.width * image.height > max_pixels:
+      raise Drop("video too large")
     for i in chosen:
       image.seek(i)
       canvas = Image.new("RGBA", image.size, "white")
@@ -180,4 +185,4 @@ def _animation(data: bytes) -> tuple[int, tuple[int, int], _Read]:
       found.append(whole.convert("RGB"))
     return found
 
-  return getattr(image, "n_frames", 1), image.size, read
+  return getattr(image, "n_frames", 1) - first, image.size, read

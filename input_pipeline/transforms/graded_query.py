@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 
 from input_pipeline.interfaces import Example
+from model import catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,18 @@ class Transform:
       )
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example with the query in the place of its caption."""
+    """Returns the example with the query in the place of its caption.
+
+    Raises:
+      ValueError: a level that is none of `class_names`.
+    """
     names = {**example["class_names"], "": example["caption"]}
+    for level, _, _ in self.levels:
+      if level not in names:
+        near = catalogue.near_misses(level, sorted(example["class_names"]))
+        raise ValueError(
+          f"graded_query.levels: {level!r} is none of the example's class_names; {near}"
+        )
     levels = [(names[k], grade, w) for k, grade, w in self.levels if names[k]]
     edges = np.cumsum([w for _, _, w in levels])
     at = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))

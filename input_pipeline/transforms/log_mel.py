@@ -75,5 +75,6 @@ class Transform(mel.LogMel):
       )
     made = mel.log_mel(example[self.key], self)
     mask = example[f"{self.key}_mask"][:: self.hop]
-    left = {k: v for k, v in example.items() if not k.startswith(self.key)}
+    gone = (self.key, f"{self.key}_mask", f"{self.key}_rate")
+    left = {k: v for k, v in example.items() if k not in gone}
     return left | {self.modality: made, f"{self.modality}_mask": mask}

@@ -29,10 +29,14 @@ class Transform:
   decoded: at a half, a quarter or an eighth of its size where the box is larger than
   `size` by that factor.
 
+  Differences from torchvision's: a side that would be longer than the image's is cut to
+  it, there the box is drawn again; and its ratio is relative to the image's.
+
   Attributes:
     size: (height, width); taken from config.model.modalities.image.size.
-    scale: least and most area of the box, over that of the image. Above 1 zooms out:
-      the image then lies somewhere on a larger canvas of the fill colour.
+    scale: least and most area of the box, over that of the image, before it is cut: of
+      (0.9, 1.0), boxes have .82 and more. Above 1 zooms out: the image then lies
+      somewhere on a larger canvas of the fill colour.
     ratio: least and most width / height of the box, over that of the image; the
       logarithm is uniform.
     rotate: at most so many degrees either way, before the crop.

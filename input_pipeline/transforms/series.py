@@ -28,7 +28,7 @@ class Transform:
     mean: of each channel over the data set, subtracted; () subtracts nothing.
     std: of each channel, divides; () divides by nothing.
     standardise: whether each channel of each example then gets mean 0 and deviation 1
-      over what is kept of it. One that is constant becomes 0.
+      over what is kept of it. One that is constant, up to rounding in f64, becomes 0.
     modality: what it writes.
     source: what it reads.
   """
@@ -80,19 +80,15 @@ class Transform:
     spare = max(len(x) - self.length, 0)
     start = int(draw * (spare + 1))
     x = x[start : start + self.length].astype(np.float64)
-    if not np.isfinite(x).all():
-      raise Drop("series not finite")
-    if self.mean:
-      x = x - np.asarray(self.mean)
-    if self.std:
-      x = x / np.asarray(self.std)
-    if self.standardise:
-      std = x.std(axis=0)
-      # A constant channel's deviation is what rounding left of it.
-      flat = std <= 1e-9 * np.abs(x).max(axis=0)
-      x = (x - x.mean(axis=0)) * np.where(flat, 0, 1 / np.where(flat, 1, std))
     out = np.zeros((self.length, self.channels), np.float32)
-    out[: len(x)] = x.clip(-1e6, 1e6)
+    with np.errstate(all="ignore"):  # of numbers too large: they are looked for below
+      if self.mean:
+        x = x - np.asarray(self.mean)
+      if self.std:
+        x = x / np.asarray(self.std)
+      out[: len(x)] = _standardised(x) if self.standardise else x
+    if not np.isfinite(out).all():
+      raise Drop("series not finite")
     mask = np.arange(self.length) < len(x)
     example = {k: v for k, v in example.items() if k != self.source}
     return example | {self.modality: out, f"{self.modality}_mask": mask}
@@ -115,3 +111,15 @@ class Transform:
     if x.shape[1] != self.channels:
       raise Drop("other channels")
     return x
+
+
+def _standardised(x: np.ndarray) -> np.ndarray:
+  """Returns f64[t, channels] of mean 0 and deviation 1, or of zeros where constant."""
+  # Below 1 by a power of two, which is exact, so that no square is beyond f64; and from
+  # the first number on, so that a constant is exactly 0.
+  x = np.ldexp(x, -np.frexp(np.abs(x).max(axis=0))[1])
+  x = x - x[0]
+  x = x - x.mean(axis=0)
+  std = x.std(axis=0)
+  flat = std <= np.finfo(np.float64).eps
+  return np.where(flat, 0, x / np.where(flat, 1, std))

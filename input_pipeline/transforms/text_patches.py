@@ -79,8 +79,10 @@ class Transform:
       raise Drop("empty text")
     if not untrusted.is_utf8(text):
       raise Drop("text is not UTF-8")
-    # No more letters than the patches hold: whatever else there is costs no time.
-    text = text.strip()[: self.length * self.chars].replace("\r\n", "\n")
+    # No more letters than the patches hold, each perhaps of two, "\r\n": whatever else
+    # there is costs no time.
+    held = self.length * self.chars
+    text = text.strip()[: 2 * held].replace("\r\n", "\n")[:held]
     out = np.zeros((self.length, self.chars), np.int32)
     n = 0
     for part in bars(text) if self.by == "bars" else text.splitlines(keepends=True):

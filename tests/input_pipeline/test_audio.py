@@ -89,7 +89,9 @@ def wav_claiming(frames):
     (b"ID3\x03 an mp3", "not audio"),
     (None, "not audio"),
     (b"RIFF\x10\0\0\0WAVEjunk", "broken audio"),
-    (encoded(tone(), kind="FLAC")[:600], "broken audio"),
+    (b"fLaCjunk", "broken audio"),
+    (b"OggS", "truncated audio"),
+    (encoded(tone(), kind="FLAC")[:600], "truncated audio"),
     (encoded(tone(channels=9)), "too many channels"),
     (encoded(tone(), 500), "odd sample rate"),
     (encoded(tone() * np.nan, subtype="FLOAT"), "broken audio"),
@@ -107,6 +109,61 @@ def test_a_header_that_promises_hours_costs_nothing():
   assert out["waveform_mask"].sum() == 10
   with pytest.raises(Drop, match="not audio"):
     decode(encoded(tone()), formats=("ogg",))
+
+
+@pytest.mark.parametrize("crop", ["first", "random"])
+@pytest.mark.parametrize(
+  ("kind", "subtype"),
+  [
+    ("WAV", "PCM_16"),
+    ("WAV", "IMA_ADPCM"),
+    ("FLAC", None),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+  ],
+)
+def test_truncated_sound_drops_wherever_the_crop_lies(kind, subtype, crop):
+  noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
+  data = encoded(noise, 16_000, kind=kind, subtype=subtype)
+  given = dict(rate=16_000, seconds=0.1, crop=crop)
+  assert decode(data + b"TAG" + bytes(125), **given)["waveform_mask"].all()
+  for part in (0.3, 0.6, 0.9, 0.98):
+    for seed in range(4):
+      with pytest.raises(Drop, match=r"^truncated audio$"):
+        decode(data[: int(len(data) * part)], seed, **given)
+  with pytest.raises(Drop, match=r"^truncated audio$"):
+    decode(data[:-1], **given)
+
+
+def test_what_a_wav_says_of_its_length():
+  x = tone()[:10]
+  data = bytearray(encoded(x))
+  odd = b"LIST\3\0\0\0abc\0"  # a chunk before the samples, of odd length and padded
+  whole = bytes(data[:36] + odd + data[36:])
+  assert decode(whole)["waveform_mask"].sum() == 10
+  with pytest.raises(Drop, match=r"^truncated audio$"):
+    decode(whole[:-2])
+  for unknown in (0x7FFFF000, 0xFFFFFFFF):  # of recorders that write to a pipe
+    data[40:44] = unknown.to_bytes(4, "little")
+    assert decode(bytes(data))["waveform_mask"].sum() == 10
+  with pytest.raises(Drop, match=r"^truncated audio$"):
+    decode(wav_claiming(11))
+
+
+def test_an_ogg_need_not_mark_its_last_page():
+  noise = 0.1 * np.random.default_rng(0).standard_normal(20 * RATE)
+  data = encoded(noise, kind="OGG")
+  pages = data[: data.rfind(b"OggS")]  # as a third of KLettres' files are
+  assert decode(pages, seconds=0.1)["waveform_mask"].all()
+
+
+def test_a_flac_without_its_length_drops():
+  data = bytearray(encoded(tone(), kind="FLAC"))
+  data[21] &= 0xF0
+  data[22:26] = bytes(4)
+  for crop in ("first", "random"):
+    with pytest.raises(Drop, match=r"^truncated audio$"):
+      decode(bytes(data), seconds=0.5, crop=crop)
 
 
 def options(**changes):
@@ -195,8 +252,9 @@ def test_padding_is_silence_and_its_frames_are_masked_in_both_places():
   np.testing.assert_array_equal(mask.sum(axis=1), [20, 12])
   host = on_host.Transform(rate=RATE, n_fft=256, hop=100, mels=20)
   example = dict(waveform=np.where(real, x, 0)[1], waveform_mask=real[1])
-  out = host(example | dict(waveform_rate=RATE, id=1), np.random.default_rng(0))
-  assert out.keys() == {"id", "audio", "audio_mask"}
+  other = dict(waveform_b=x[0], waveform_b_mask=real[0], waveforms=1)
+  out = host(example | dict(waveform_rate=RATE, **other), np.random.default_rng(0))
+  assert out.keys() == {"audio", "audio_mask", *other}
   np.testing.assert_array_equal(out["audio_mask"], mask[1])
   np.testing.assert_allclose(out["audio"], clean[1], atol=1e-4)
   seen = view.View(rate=RATE, n_fft=256, hop=100, mels=20)(

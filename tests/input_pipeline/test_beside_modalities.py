@@ -81,6 +81,9 @@ def test_graded_queries_are_drawn_by_weight_and_marked_by_text():
   assert {e["query"] for e in got} == marks["Cat"]
   with pytest.raises(ValueError, match="must have"):
     graded_query.Transform(levels=(("kind", 1.0, 1.0),))
+  unknown = graded_query.Transform(levels=(("", 3.0, 1.0), ("knid", 1.0, 0.0)))
+  with pytest.raises(ValueError, match=r"levels: 'knid' is none of .* mean kind"):
+    unknown(example, rng())
 
 
 def test_pairs_of_classes_come_from_a_partner_or_stay():

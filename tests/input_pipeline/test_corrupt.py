@@ -1,5 +1,7 @@
 """Every corruption damages more the more severe it is, and draws by its generator."""
 
+import colorsys
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,36 @@ def test_strengths_are_what_they_say():
   assert made("contrast", 1, half).std() == pytest.approx(0.4 * half.std(), rel=0.05)
   hole = made("occlusion", 4, np.zeros((64, 64, 3), np.uint8))
   assert (hole == 128).mean() == 0.25
+
+
+def test_brightness_is_added_to_the_value_of_hsv():
+  y, x = np.mgrid[:64, :64]
+  image = np.stack([4 * x, 4 * y, (3 * x + y) % 256], axis=-1).astype(np.uint8)
+  image[0, 0] = 200, 30, 30
+  image[0, 1] = 0
+  made = corrupt.Transform(kind="brightness", severity=5)
+  got = made({"image": image}, np.random.default_rng(0))["image"]
+  assert got[0, 0].tolist() == [255, 38, 38]
+  assert got[0, 1].tolist() == [128] * 3
+  want = np.empty_like(image)
+  for at in np.ndindex(64, 64):
+    hue, saturation, value = colorsys.rgb_to_hsv(*(image[at] / 255))
+    bright = colorsys.hsv_to_rgb(hue, saturation, min(value + 0.5, 1))
+    want[at] = np.rint(255 * np.array(bright))
+  assert np.abs(got.astype(int) - want).max() <= 1  # halves, in f32 or f64
+  assert (got != want).mean() < 0.05
+
+
+@pytest.mark.parametrize("kind", sorted(corrupt.STRENGTHS))
+def test_what_is_no_longer_uint8_is_refused(kind):
+  made = corrupt.Transform(kind=kind)
+  for image, found in (
+    (photo().astype(np.float32), r"float32\[112, 128, 3\]"),
+    (photo()[..., 0], r"uint8\[112, 128\]"),
+    (b"bytes", "bytes"),
+  ):
+    with pytest.raises(ValueError, match=rf"h, w, 3\], not .*{found}.* before color"):
+      made({"image": image}, np.random.default_rng(0))
 
 
 def test_errors():

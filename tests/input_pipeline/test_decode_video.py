@@ -117,13 +117,45 @@ def test_pixels_are_standardised():
     (npy(frames(2))[:-1], "truncated video"),
     (npy(frames(2)).replace(b"(2, 8,", b"(2, -8,"), "not a video"),
     (animation(frames(12), "GIF")[:400], "broken video"),
-    (np.zeros((2000, 300, 300, 3), np.uint8), "video too large"),
     (animation(np.zeros((2, 40, 40, 3), np.uint8), "PNG")[:90], "not a video"),
   ],
 )
 def test_unusable(value, reason):
   with pytest.raises(Drop, match=f"^{reason}$"):
     clip(value)
+
+
+def apng_with_a_picture_beside(video):
+  """An APNG for whose frames a white picture stands where it cannot be played."""
+  file, frames = io.BytesIO(), [Image.fromarray(f) for f in video]
+  white = Image.new("RGB", frames[0].size, "white")
+  options = dict(save_all=True, default_image=True)
+  white.save(file, "PNG", append_images=frames, **options)
+  return file.getvalue()
+
+
+def test_the_picture_that_stands_for_an_apng_is_no_frame():
+  video = frames(6)
+  for options in (dict(), dict(frames=6), dict(clip="random", frames=6)):
+    got, mask = clip(apng_with_a_picture_beside(video), **options)
+    want, _ = clip(animation(video, "PNG"), **options)
+    np.testing.assert_array_equal(got, want)
+    assert mask.all()
+  got, mask = clip(apng_with_a_picture_beside(video[:1]))
+  assert mask.sum() == 1 and shown(got)[0] == 0
+
+
+def test_only_what_has_to_be_decoded_can_be_too_large():
+  video, last = frames(12), 12 * 8 * 12
+  given = dict(frames=12, clip="random")
+  clip(animation(video, "GIF"), max_pixels=last, **given)
+  # The picture beside the frames is decoded on the way to them.
+  for data in (animation(video, "GIF"), apng_with_a_picture_beside(video[:11])):
+    with pytest.raises(Drop, match=r"^video too large$"):
+      clip(data, max_pixels=last - 1, **given)
+  for value in (video, npy(video)):
+    for seed in range(5):
+      assert clip(value, seed, clip="random", max_pixels=1)[1].all()
 
 
 def test_a_header_that_claims_more_than_there_is_allocates_nothing():

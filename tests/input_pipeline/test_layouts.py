@@ -114,6 +114,32 @@ class TestClassFolders:
     alone = class_folders.Source(root=f"{imagenet}/val")
     assert alone.classes == {"class": ("n03",)}
 
+  def test_only_folders_that_show_images_are_classes(self, imagenet):
+    def read(split):
+      source = class_folders.Source(root=f"{imagenet}/{{split}}", split=split)
+      return source.classes, read_all(source)
+
+    before = read("train"), read("val")
+    for folder in ("train/empty", "annotations/Bird_xml", "val/.trash", ".git/refs"):
+      (imagenet / folder).mkdir(parents=True)
+    (imagenet / "train/links").symlink_to(imagenet / "train/n01")  # as of images
+    for name in (
+      "train/empty/readme.txt",
+      "annotations/Bird_xml/1.xml",
+      "val/.trash/1.jpg",
+      "val/n03/.ipynb_checkpoints/1-checkpoint.jpg",
+      "val/n03/._d.JPEG",
+      "train/empty/.1.jpg",
+      ".git/refs/1.jpg",
+    ):
+      (imagenet / name).parent.mkdir(exist_ok=True)
+      (imagenet / name).write_bytes(b"x")
+    assert (read("train"), read("val")) == before
+    (imagenet / "train/empty/sub").mkdir()
+    (imagenet / "train/empty/sub/1.png").write_bytes(b"x")
+    for split in ("train", "val"):
+      assert read(split)[0] == {"class": ("empty", "n01", "n02", "n03")}
+
   def test_names_in_the_order_of_the_folders(self, imagenet):
     (imagenet / "names.txt").write_text("red fish\n\nblue fish\nshark\n")
     source = class_folders.Source(

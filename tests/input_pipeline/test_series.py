@@ -63,6 +63,33 @@ def test_channels_are_standardised_by_themselves():
   np.testing.assert_allclose(got, (x[:10] - [1, 2, 3]) / [2, 4, 5], rtol=1e-5)
 
 
+def standardised(*values, **options):
+  got, _ = make(np.array(values), length=len(values), channels=1, **options)
+  return got[:, 0]
+
+
+def test_large_numbers_are_kept_or_drop_but_are_not_cut():
+  x = (1e7, 2e7, 3e7)
+  np.testing.assert_array_equal(standardised(*x), np.float32(x))
+  for options in ({}, dict(std=(0.1,)), dict(mean=(-1e308,), standardise=True)):
+    with pytest.raises(Drop, match=r"^series not finite$"):
+      standardised(1e308, 1.1e308, 1e308, **options)
+
+
+def test_only_a_constant_is_constant_whatever_its_magnitude():
+  want = np.array([-1, 0, 1]) * 1.5**0.5
+  for x in (
+    (0, 1, 2),
+    (1e12, 1e12 + 1, 1e12 + 2),
+    (-1e308, 0, 1e308),
+    (0, 1e-300, 2e-300),
+  ):
+    got = standardised(*x, standardise=True)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+  for x in ((0.1,) * 1000, (1e308,) * 3, (0.0,) * 3, (0.1, np.nextafter(0.1, 1), 0.1)):
+    assert not standardised(*x, standardise=True).any()
+
+
 @pytest.mark.parametrize(
   ("value", "reason"),
   [

@@ -289,3 +289,32 @@ def test_an_unreadable_file_drops(photos, monkeypatch):
   monkeypatch.setattr(type(path), "open", fail)
   with pytest.raises(Drop, match="unreadable file"):
     untrusted.read(path)
+
+
+def test_which_files_a_path_names(tmp_path, monkeypatch):
+  for name in ("a/x[1].jsonl", "a/x1.jsonl", "b/x1.jsonl", "b/{split}.jsonl"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+  monkeypatch.chdir(tmp_path)
+  for path, want in {
+    "a/x[1].jsonl": ["a/x[1].jsonl"],  # it is there, and hence no glob
+    "b/x[1].jsonl": ["b/x1.jsonl"],
+    "./a/x1.jsonl": ["a/x1.jsonl"],
+    "*/x1.jsonl": ["a/x1.jsonl", "b/x1.jsonl"],
+    "a/x*.jsonl": ["a/x1.jsonl", "a/x[1].jsonl"],
+    "{split}": ["a"],
+  }.items():
+    assert untrusted.matches(path, "a") == want, path
+  with pytest.raises(ValueError, match=r"'\*\*/x1.jsonl' has '\*\*', .* write a '\*'"):
+    untrusted.matches("**/x1.jsonl", "a")
+  for path, stars in {
+    "p-{00000..00001}.tar": "p-*.tar",
+    "{a,b}/{split}-{0..9}.tar": "*/train-*.tar",
+  }.items():
+    with pytest.raises(FileNotFoundError) as e:
+      untrusted.matches(path, "train")
+    assert str(e.value).endswith(
+      f": braces are not expanded; write {stars!r}, or a list of paths"
+    )
+  with pytest.raises(FileNotFoundError, match=r"no file matches 'a/y\*'$"):
+    untrusted.matches("a/y*", "a")

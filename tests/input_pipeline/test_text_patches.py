@@ -72,6 +72,14 @@ def test_lines_and_letters_beyond_the_vocabulary():
   assert bytes(ids[0][ids[0] > 0].astype(np.uint8)).decode() == "naïve"
 
 
+@pytest.mark.parametrize("by", ["lines", "bars"])
+@pytest.mark.parametrize("text", ["abc\ndef\nghi\n", "\n".join("abcdefghijklmn"), TUNE])
+def test_the_ends_of_lines_may_be_those_of_windows(text, by):
+  given = dict(length=3, chars=4, by=by)
+  for got, want in zip(make(text.replace("\n", "\r\n"), **given), make(text, **given)):
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
