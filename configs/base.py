@@ -189,7 +189,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.eval_transforms = ()
   c.data.repeat = 1  # training rows in a row of one example, each transformed anew
   # Several sources: (name, weight, changes of config.data) each, see docs/mixtures.md.
-  # A weight is a number, or ((example, weight), ...) and linear in between.
+  # A weight is a number, or ((example, weight), ...), shares being linear in between.
   c.data.mixture = ()
   c.data.single_source = False  # whether each batch is of one source of the mixture
   # Batches of texts of like length: lengths below config.model.modalities.text.length.

@@ -6,23 +6,25 @@ batches as it has examples. So there are as many shapes as parts, and what holds
 mixtures holds here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
 import io
 import itertools
+import json
 from typing import Any, NamedTuple
 
 from etils import epath
 import numpy as np
 from PIL import Image
 
-from input_pipeline import atomic, captions
+from input_pipeline import atomic, captions, cleaning, images, tokenizer
 from input_pipeline.drop import Drop
-from input_pipeline.interfaces import Source
-from input_pipeline.tokenizer import Tokenizer
-from input_pipeline.transforms import decode_image
+from input_pipeline.interfaces import Example, Source, Transform
+from input_pipeline.transforms import tokenize
 
-_FORMATS = decode_image.Transform().formats
-_ORIENTATION = 0x0112  # of EXIF; from 5 on a photo lies on its side
+_ORIENTATION = 0x0112  # of EXIF
+_ON_ITS_SIDE = (5, 6, 7, 8)  # how a photo lies by it
+_SAMPLE = 64  # examples that tell whether the data is still the same
 Size = tuple[int, ...]  # (height, width)
 
 
@@ -40,6 +42,71 @@ class Part(NamedTuple):
   rows: np.ndarray
   length: int
   size: Size
+
+
+class Reader(NamedTuple):
+  """Where a run's texts come from, and how they become ids.
+
+  Attributes:
+    keys: of raw examples.
+    lower: whether texts are in lower case before they are tokenized.
+    tokenize: the transform.
+  """
+
+  keys: tuple[str, ...]
+  lower: bool
+  tokenize: tokenize.Transform
+
+  def texts(self, example: Example) -> Iterator[str]:
+    """Yields every text that may be an example's."""
+    for key in self.keys:
+      for text in captions.texts(example.get(key)):
+        yield text.lower() if self.lower else text
+
+  def counter(self) -> Callable[[str], int]:
+    """Returns what counts the ids of a text and of its ends; 0 where it drops out."""
+    t = self.tokenize
+    model = tokenizer.load(t.tokenizer, t.vocab, t.modality)
+    begin = model.begin if t.begin is None else t.begin
+    end = model.end if t.end is None else t.end
+    ends = len(begin) + (len(end) if t.eos else 0)
+
+    def count(text: str) -> int:
+      ids = model.encode(cleaning.CLEAN[t.clean](text))
+      return len(ids) + ends if ids else 0
+
+    return count
+
+  def told(self) -> list[Any]:
+    """Returns what the lengths depend on, for `stamp`."""
+    t = self.tokenize
+    model = tokenizer.fingerprint(t.tokenizer)
+    return [self.keys, self.lower, model, t.begin, t.end, t.eos, t.clean]
+
+
+def readers(transforms: Sequence[tuple[str, Transform]]) -> list[Reader]:
+  """Returns how the modality "text" is read, going back from each tokenize to its keys.
+
+  Raises:
+    ValueError: the text is that of another example, whose length says nothing.
+  """
+  out = []
+  for i, (_, last) in enumerate(transforms):
+    if not isinstance(last, tokenize.Transform) or last.modality != "text":
+      continue
+    keys, lower = {last.key}, False
+    for name, t in reversed(transforms[:i]):
+      if not keys & set(t.writes):
+        continue
+      if "partner" in t.reads:
+        raise ValueError(
+          f"config.data.buckets does not go with {name}, which gives an example the "
+          "text of another one: leave one of the two out"
+        )
+      lower |= bool(getattr(t, "lowercase", False))
+      keys = keys - set(t.writes) | {k for key in t.reads for k in key.split("|")}
+    out.append(Reader(tuple(sorted(keys)), lower, last))
+  return out
 
 
 def lengths(buckets: Sequence[int], longest: int) -> tuple[int, ...]:
@@ -122,45 +189,88 @@ def _log_ratio(shapes: Any) -> np.ndarray:
   return height - width
 
 
-def measure(source: Source, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
-  """Returns what `parts` goes by; reads every example, but decodes no image.
+def measure(source: Source, reads: Sequence[Reader] = ()) -> dict[str, np.ndarray]:
+  """Returns what `parts` goes by; reads every example, but decodes hardly an image.
 
   Args:
     source: all of its examples are read.
-    tokenizer: of its texts; None: they are not measured.
+    reads: of `readers`; without any, texts are not measured.
 
   Returns:
-    text: int32[n], ids of the longest caption, and one for its end; 0 without any.
+    text: int32[n], ids of the longest text and of its ends; 0 without any.
     image: int32[n, 2], height and width as the photo stands; 0 where unreadable.
+
+  Raises:
+    ValueError: there are readers, but no example has a text for them.
   """
   text = np.zeros(len(source), np.int32)
   image = np.zeros((len(source), 2), np.int32)
+  counters = [(reader, reader.counter()) for reader in reads]
   for i in range(len(source)):
     try:
       example = source[i]
     except Drop:  # it drops out again when its turn comes
       continue
-    if tokenizer is not None:
-      ids = (len(tokenizer.encode(t)) for t in captions.wordings(example))
-      text[i] = max((n + 1 for n in ids), default=0)
+    counts = (count(t) for reader, count in counters for t in reader.texts(example))
+    text[i] = max(counts, default=0)
     image[i] = _shape(example.get("image_bytes", example.get("image")))
+  if reads and not text.any():
+    keys = sorted({key for reader in reads for key in reader.keys})
+    raise ValueError(
+      f"config.data.buckets: none of {len(source)} examples has a text under {keys}, "
+      "which tokenize reads by config.data.transforms: there is no length to go by"
+    )
   return {"text": text, "image": image}
 
 
 def _shape(value: Any) -> Size:
   if isinstance(value, np.ndarray) and value.ndim > 1:
     return value.shape[0], value.shape[1]
-  # As in the transform decode_image: hostile bytes raise a dozen types.
+  # As in input_pipeline.images: hostile bytes raise a dozen types.
   try:
-    with Image.open(io.BytesIO(bytes(value)), formats=_FORMATS) as image:
-      turned = image.getexif().get(_ORIENTATION, 1) >= 5
-      return image.size if turned else image.size[::-1]
+    data = bytes(value)
+    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+      if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+        image.load()  # it follows the pixels
+      return image.size if _on_its_side(image) else image.size[::-1]
   except Exception:
     return 0, 0
 
 
+def _on_its_side(image: Image.Image) -> bool:
+  """Returns whether its EXIF has it turned; Pillow has turned the size of TIFF's."""
+  if "exif" not in image.info:
+    return False
+  try:
+    return image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+  except Exception:  # the pixels are fine, and stand as they are stored
+    return False
+
+
+def stamp(source: Source, reads: Sequence[Reader], told: Mapping[str, Any]) -> str:
+  """Returns a digest of what measures depend on, by which old ones are known.
+
+  Args:
+    source: a few of its examples, evenly spaced, stand for all of them.
+    reads: of `readers`.
+    told: what the config says of the source.
+  """
+  seen: list[Any] = [len(source)]
+  for i in sorted({k * len(source) // _SAMPLE for k in range(_SAMPLE)}):
+    try:
+      example = source[i]
+    except Drop as e:
+      seen.append(e.reason)
+      continue
+    shape = _shape(example.get("image_bytes", example.get("image")))
+    seen.append([*map(int, shape), *(list(r.texts(example)) for r in reads)])
+  whole = [dict(told), [r.told() for r in reads], seen]
+  text = json.dumps(whole, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 def save(path: str, measured: Mapping[str, np.ndarray], made_by: str) -> None:
-  """Writes measures at once; `made_by` says of which tokenizer and examples."""
+  """Writes measures at once; `made_by` is of `stamp`."""
   file = io.BytesIO()
   np.savez_compressed(
     file, made_by=np.array(made_by), text=measured["text"], image=measured["image"]

@@ -39,9 +39,13 @@ def every(sources: Sequence[Source]) -> Iterator[str]:
 
 def wordings(example: Example) -> Iterator[str]:
   """Yields the captions of an example, in all languages; none if it has none."""
-  captions = _captions(example)
-  for value in captions.values() if isinstance(captions, Mapping) else (captions,):
-    for text in (value,) if isinstance(value, str | bytes) else _as_iterable(value):
+  yield from texts(_captions(example))
+
+
+def texts(value: Any) -> Iterator[str]:
+  """Yields what captions hold: one text or several, or some of each language."""
+  for part in value.values() if isinstance(value, Mapping) else (value,):
+    for text in (part,) if isinstance(part, str | bytes) else _as_iterable(part):
       raw = text if isinstance(text, bytes) else str(text).encode("utf-8", "replace")
       yield raw.decode("utf-8", "replace")
 

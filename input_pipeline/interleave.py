@@ -9,6 +9,10 @@ is found in O(log sources * log knots) steps, from nothing but its number.
 A node is off by at most 1/2 plus its share of what its parent is off. So with up to
 four sources none is ever a whole example ahead or behind, with up to eight not 1.5.
 Everything is done in integers: no machine rounds otherwise than another.
+
+A node that is ahead looks at the shares to come, and shares between two knots depend on
+both: a new knot may move examples before it. Hence eras: in each the tree goes by the
+schedules as if no other era came, and the next one starts from what has been given.
 """
 
 import bisect
@@ -18,12 +22,11 @@ from fractions import Fraction
 import functools
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 Weight = float | Fraction
-Schedule = (
-  Weight | Sequence[tuple[int, Weight]]
-)  # a weight, or (example, weight) in order
+Knots = Weight | Sequence[tuple[int, Weight]]  # a weight, or (example, weight) in order
+Schedule = Knots | Sequence[Any]  # or (knots, example, knots from there on, ...)
 
 
 class _Segment(NamedTuple):
@@ -53,7 +56,9 @@ class Interleave:
   Attributes:
     schedules: of each source: a weight, or ((example, weight), ...), between which its
       share changes linearly, before and after which it stays. Weights are relative to
-      their sum at each knot. Two knots at one example make a jump.
+      their sum at each knot. Two knots at one example make a jump. Or (old, example,
+      new, ...): one of these until an example, then another; what comes before it is
+      as if the old one went on. Such a change waits for the end of a block.
     block: positions in a row that come from one source.
 
   Raises:
@@ -67,11 +72,69 @@ class Interleave:
   def __post_init__(self):
     if not self.schedules or self.block < 1:
       raise ValueError(f"{len(self.schedules)} sources in blocks of {self.block}")
+    self._eras  # noqa: B018  # checks the weights
+
+  @functools.cached_property
+  def _eras(self) -> tuple["_Era", ...]:
+    sources = [_changes(s, i) for i, s in enumerate(self.schedules)]
+    out: list[_Era] = []
+    given: tuple[int, ...] = (0,) * len(sources)
+    for example in sorted({x for changes in sources for x in changes}):
+      start = -(-example // self.block) * self.block
+      if out:
+        given = out[-1].counts(start)
+      now = (changes[max(x for x in changes if x <= example)] for changes in sources)
+      out.append(_Era(start, given, tuple(now), self.block))
+    return tuple(out)
+
+  @functools.cached_property
+  def _starts(self) -> list[int]:
+    return [era.start for era in self._eras]
+
+  def _era(self, position: int) -> "_Era":
+    return self._eras[bisect.bisect_right(self._starts, position) - 1]
+
+  def locate(self, position: int) -> tuple[int, int]:
+    """Returns (source, position in that source's own stream)."""
+    return self._era(position).locate(position)
+
+  def counts(self, position: int) -> tuple[int, ...]:
+    """Returns how many of the first `position` positions are of each source."""
+    return self._era(position).counts(position)
+
+  def due(self, position: int) -> tuple[Fraction, ...]:
+    """Returns the integral of each source's share over the first positions."""
+    ends = [*self._starts[1:], position]
+    eras = [
+      era.due(min(end, position))
+      for era, end in zip(self._eras, ends)
+      if era.start <= position
+    ]
+    return tuple(sum(dues, Fraction(0)) for dues in zip(*eras))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Era:
+  """A stretch of the stream that goes by one schedule of each source.
+
+  Attributes:
+    start: its first position, that of a block.
+    given: what each source has given before it.
+    sources: the (example, weight) of each.
+    block: as in `Interleave`.
+  """
+
+  start: int
+  given: tuple[int, ...]
+  sources: tuple[list[tuple[int, Fraction]], ...]
+  block: int
+
+  def __post_init__(self):
     self._segments  # noqa: B018  # checks the weights
 
   @functools.cached_property
   def _segments(self) -> tuple[_Segment, ...]:
-    return _segments([_knots(s, i) for i, s in enumerate(self.schedules)])
+    return _segments(self.sources, self.start)
 
   @functools.cached_property
   def _starts(self) -> list[int]:
@@ -85,13 +148,13 @@ class Interleave:
 
   @functools.cached_property
   def _settled(self) -> int:
-    """The block from which on shares stay as they are."""
+    """The block of the era from which on shares stay as they are."""
     return -(-self._segments[-1].start // self.block)
 
   def locate(self, position: int) -> tuple[int, int]:
-    """Returns (source, position in that source's own stream)."""
-    block, within = divmod(position, self.block)
-    low, high, item = 0, len(self.schedules), block
+    """As of `Interleave`, for a position of the era."""
+    block, within = divmod(position - self.start, self.block)
+    low, high, item = 0, len(self.sources), block
     while high - low > 1:
       middle = (low + high) // 2
       before = self._left(low, middle, high, item, block)
@@ -99,27 +162,27 @@ class Interleave:
         high, item = middle, before
       else:
         low, item = middle, item - before
-    return low, item * self.block + within
+    return low, self.given[low] + item * self.block + within
 
   def counts(self, position: int) -> tuple[int, ...]:
-    """Returns how many of the first `position` positions are of each source."""
-    blocks, within = divmod(position, self.block)
+    """As of `Interleave`, for a position of the era or its end."""
+    blocks, within = divmod(position - self.start, self.block)
 
     def split(low: int, high: int, items: int) -> list[int]:
       if high - low == 1:
-        return [items * self.block]
+        return [self.given[low] + items * self.block]
       middle = (low + high) // 2
       left = self._left(low, middle, high, items, blocks)
       return split(low, middle, left) + split(middle, high, items - left)
 
-    counts = split(0, len(self.schedules), blocks)
+    counts = split(0, len(self.sources), blocks)
     if within:
       counts[self.locate(position)[0]] += within
     return tuple(counts)
 
   def due(self, position: int) -> tuple[Fraction, ...]:
-    """Returns the integral of each source's share over the first positions."""
-    at = [self._given(j, position) for j in range(len(self.schedules) + 1)]
+    """Returns the integral of each source's share from the era's start on."""
+    at = [self._given(j, position - self.start) for j in range(len(self.sources) + 1)]
     unit = Fraction(self.block, self._unit)
     return tuple((b - a) * unit for a, b in itertools.pairwise(at))
 
@@ -176,12 +239,35 @@ def scaled(schedule: Schedule, factor: Fraction) -> Schedule:
   """Returns the schedule with all weights multiplied."""
   if factor == 1:
     return schedule
+  if _is_changed(schedule):
+    return tuple(x if i % 2 else scaled(x, factor) for i, x in enumerate(schedule))
   if isinstance(schedule, Sequence):
     return tuple((example, Fraction(str(w)) * factor) for example, w in schedule)
   return Fraction(str(schedule)) * factor
 
 
-def _knots(schedule: Schedule, source: int) -> list[tuple[int, Fraction]]:
+def _is_changed(schedule: Schedule) -> TypeGuard[Sequence[Any]]:
+  """Returns whether a schedule is several, with examples in between."""
+  return isinstance(schedule, Sequence) and any(
+    not isinstance(part, Sequence) for part in schedule
+  )
+
+
+def _changes(schedule: Schedule, source: int) -> dict[int, list[tuple[int, Fraction]]]:
+  """Returns first example -> (example, weight) of what holds from there on, checked."""
+  if not _is_changed(schedule):
+    return {0: _knots(schedule, source)}
+  starts = [0, *schedule[1::2]]
+  numbers = all(isinstance(x, int) for x in starts)
+  if len(schedule) % 2 == 0 or not numbers or sorted(set(starts)) != starts:
+    raise ValueError(
+      f"config.data.mixture[{source}]: the weight {schedule!r} must be "
+      "(old, example, new), each example a whole number above the one before"
+    )
+  return {x: _knots(s, source) for x, s in zip(starts, schedule[::2])}
+
+
+def _knots(schedule: Knots, source: int) -> list[tuple[int, Fraction]]:
   """Returns (example, weight) of a schedule, checked."""
   knots: list[tuple[Any, ...]] = [(0, schedule)]
   if isinstance(schedule, Sequence) and not isinstance(schedule, str):
@@ -189,7 +275,9 @@ def _knots(schedule: Schedule, source: int) -> list[tuple[int, Fraction]]:
   where = f"config.data.mixture[{source}]: the weight {schedule!r}"
   numbers = all(isinstance(x, int | float | Fraction) for knot in knots for x in knot)
   if not knots or any(len(knot) != 2 for knot in knots) or not numbers:
-    raise ValueError(f"{where} must be a number or ((example, weight), ...)")
+    raise ValueError(
+      f"{where} must be a number, ((example, weight), ...) or (old, example, new)"
+    )
   starts = [knot[0] for knot in knots]
   if sorted(starts) != starts or starts[0] < 0 or any(int(x) != x for x in starts):
     raise ValueError(f"{where} must have whole numbers of examples, in order, from 0")
@@ -210,8 +298,11 @@ def _weight(knots: list[tuple[int, Fraction]], example: int, after: bool) -> Fra
   return w0 + (w1 - w0) * Fraction(example - x0, x1 - x0)
 
 
-def _segments(sources: list[list[tuple[int, Fraction]]]) -> tuple[_Segment, ...]:
-  starts = sorted({0, *(x for knots in sources for x, _ in knots)})
+def _segments(
+  sources: Sequence[list[tuple[int, Fraction]]], since: int
+) -> tuple[_Segment, ...]:
+  """Returns the segments from an example on, which they count from."""
+  starts = sorted({since, *(x for knots in sources for x, _ in knots if x > since)})
 
   def shares(example: int, after: bool) -> list[Fraction]:
     weights = [_weight(knots, example, after) for knots in sources]
@@ -235,8 +326,8 @@ def _segments(sources: list[list[tuple[int, Fraction]]]) -> tuple[_Segment, ...]
   given: tuple[int, ...] = (0,) * (len(sources) + 1)
   for start, length, begin, end in zip(starts, lengths, begins, ends):
     first, last = sums(begin), sums(end)
-    out.append(_Segment(start, length, given, first, last, common // length))
+    out.append(_Segment(start - since, length, given, first, last, common // length))
     # The mean of both ends times the length, in units of 1 / (2 shared common).
     given = tuple(g + (a + b) * length * common for g, a, b in zip(given, first, last))
   final = sums(begins[-1])
-  return (*out, _Segment(starts[-1], 0, given, final, final, common))
+  return (*out, _Segment(starts[-1] - since, 0, given, final, final, common))

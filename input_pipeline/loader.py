@@ -237,9 +237,9 @@ class Loader:
       raise ValueError(
         f"by example {example} the run had read {saved or 'a single source'}, but "
         f"config.data would have read {now}: examples would be seen again or never. "
-        "To change the shares of a run, add knots to its weights from here on, such "
-        f'as ("name", ((0, 0.9), ({example}, 0.9), ({example}, 0.5)), {{}}); to start '
-        "on other data, take the parameters only, by config.init_from"
+        "To change the shares of a run, keep each weight as it was and add what it is "
+        f'from here on, (old, {example}, new), such as ("name", (0.9, {example}, 0.5), '
+        "{}); to start on other data, take the parameters only, by config.init_from"
       )
 
   def close(self) -> None:

@@ -135,16 +135,16 @@ def prepare(config: Any, workdir: str) -> Any:
 
 def _measure(entry: mixture.Entry) -> dict[str, np.ndarray]:
   """Returns the measures of a source, and keeps them in config.data.lengths."""
-  data, texts = entry.config.data, entry.config.model.modalities.get("text")
-  found, ids = source(entry.config), None
-  made_by = f"{len(found)}"
-  if data.buckets and texts is not None:
-    ids = tokenizer.load(data.tokenizer, texts.vocab)
-    made_by += f" {tokenizer.fingerprint(data.tokenizer)}"
+  data = entry.config.data
+  found, reads = source(entry.config), []
+  if data.buckets and "text" in entry.config.model.modalities:
+    reads = buckets.readers(transforms(entry.config, "transforms"))
+  told = dict(source=data.source, options=dict(data.options), split=data.split)
+  made_by = buckets.stamp(found, reads, told)
   path = f"{data.lengths}/{entry.name or 'all'}.npz"
   measured = buckets.read(path, made_by)
   if measured is None:
-    measured = buckets.measure(found, ids)
+    measured = buckets.measure(found, reads)
     if "{workdir}" not in path:
       buckets.save(path, measured, made_by)
   return measured

@@ -1,10 +1,8 @@
 """The stream is one stream: whatever reads it, wherever it stopped, on any hosts."""
 
-import io
 import json
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from input_pipeline import buckets, pipeline
@@ -179,14 +177,6 @@ class TestImageSizes:
     rng = np.random.default_rng(3)
     first, state = on_hosts(config, 4, 4, None, rng)
     assert_same(first + on_hosts(config, 2, 6, state, rng)[0], want)
-
-  def test_a_photo_on_its_side_is_measured_as_it_stands(self):
-    file, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (10, 4)).save(file, "JPEG", exif=exif)
-    in_memory.put("side", image_bytes=[file.getvalue()])
-    measured = buckets.measure(in_memory.Source(name="side"), None)
-    assert measured["image"].tolist() == [[10, 4]]
 
   @pytest.mark.parametrize("sizes", [((4, 4),), ((2, 6), (2, 6)), ((2,),), ((0, 3),)])
   def test_errors(self, tokenizer, sizes):

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from input_pipeline.interleave import Interleave
+from input_pipeline.interleave import Interleave, scaled
 
 
 def integral(schedules, position):
@@ -109,13 +109,62 @@ def test_blocks_are_of_one_source():
   assert sum(plan.counts(402)) == 402
 
 
-def test_new_knots_do_not_change_the_past():
-  before = Interleave((0.9, 0.1))
-  after = Interleave(
-    (((0, 0.9), (50, 0.9), (50, 0.5)), ((0, 0.1), (50, 0.1), (50, 0.5)))
+@pytest.mark.parametrize("sources", [2, 3, 7])
+def test_a_change_leaves_the_past_as_it_was(sources):
+  # Also amid ramps, of the source that changes and of others: a knot would not do.
+  rng = np.random.default_rng(sources)
+  for _ in range(40):
+    old, new = random_schedules(rng, sources), random_schedules(rng, sources)
+    block, n = int(rng.integers(1, 4)), int(rng.integers(1, 100))
+    n -= n % block
+    before = Interleave(old, block)
+    changed = tuple(
+      (a, n, b) if n and rng.random() < 0.7 else a for a, b in zip(old, new)
+    )
+    after = Interleave(changed, block)
+    at = [after.locate(p) for p in range(150)]
+    assert at[:n] == [before.locate(p) for p in range(n)]
+    assert after.counts(n) == before.counts(n)
+    assert_every_place_once(at, after)
+
+
+def assert_every_place_once(at, plan):
+  counts = [0] * len(plan.schedules)
+  for position, (source, place) in enumerate(at):
+    assert place == counts[source]
+    counts[source] += 1
+    assert plan.counts(position + 1) == tuple(counts)
+
+
+def test_from_a_change_on_the_new_shares_are_met():
+  n = 1000
+  ramp = ((0, 0.2), (2000, 0.4))
+  plan = Interleave((0.8, (ramp, n, ((n, 0.8), (2 * n, 2.4))), 0.0))
+  before = Interleave((0.8, ramp, 0.0))
+  given, due = before.counts(n), before.due(n)
+  assert plan.due(n) == due
+  # From halves to a quarter and three quarters, in a line.
+  assert plan.due(2 * n) == (due[0] + 375, due[1] + 625, 0)
+  assert plan.counts(2 * n) == (given[0] + 375, given[1] + 625, 0)
+  assert plan.counts(10**9 + 2 * n)[1] == given[1] + 625 + 75 * 10**7
+  twice = Interleave(((0.8, n, 1, 2 * n, 0.0), (ramp, n, 1), (0, 2 * n, 1)))
+  assert twice.counts(2 * n) == (given[0] + 500, given[1] + 500, 0)
+  assert twice.counts(3 * n)[2] == 500
+
+
+def test_a_change_waits_for_the_end_of_a_block():
+  plan = Interleave(((1, 5, 0), (0, 5, 1)), block=4)
+  assert [plan.locate(p)[0] for p in range(12)] == [0] * 8 + [1] * 4
+
+
+def test_scaled_changes():
+  plan = (0.5, 10, ((10, 0.25), (20, 1)))
+  third = Fraction(1, 3)
+  assert scaled(plan, third) == (
+    third / 2,
+    10,
+    ((10, third / 4), (20, third)),
   )
-  assert [after.locate(p) for p in range(50)] == [before.locate(p) for p in range(50)]
-  assert after.counts(150) == (95, 55)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +175,13 @@ def test_new_knots_do_not_change_the_past():
     ((0.0, 0.0), "all sources have weight 0 at example 0"),
     ((((0, 1), (9, 0)),), "all sources have weight 0 at example 9"),
     ((((5, 1.0), (2, 1.0)),), "in order"),
-    (((),), "must be a number or"),
-    ((((0, 1, 2),),), "must be a number or"),
+    (((),), "must be a number, "),
+    ((((0, 1, 2),),), "must be a number, "),
+    (((0.9, 50),), r"must be \(old, example, new\)"),
+    (((0.9, 50, 0.5, 50, 0.1),), "above the one before"),
+    (((0.9, 0.5, 0.5),), "a whole number"),
+    (((0.9, 50, 0.0),), "all sources have weight 0 at example 50"),
+    (((0.9, 50, -1.0),), "the weight -1.0 must be finite"),
   ],
 )
 def test_errors(schedules, error):
