@@ -7,6 +7,7 @@ vocab.json with merges.txt (CLIP) and vocab.txt (BERT).
 
 from collections.abc import Mapping, Sequence
 import gzip
+import json
 from typing import Any
 
 CLIP_VOCAB = 49_408
@@ -125,13 +126,26 @@ def from_merges(data: bytes) -> Subwords:
 
 
 def clip_json(vocab: Mapping[str, int], merges: str) -> str:
-  """Returns the tokenizer.json of vocab.json and merges.txt, CLIP's in transformers."""
+  """Returns the tokenizer.json of vocab.json and merges.txt, CLIP's in transformers.
+
+  Raises:
+    ValueError: they are not.
+  """
   lib = _library()
   lines = [line for line in merges.split("\n") if line and not line.startswith("#ver")]
-  pairs = [(a, b) for a, b in (line.split() for line in lines)]
-  bpe = lib.models.BPE(
-    vocab=dict(vocab), merges=pairs, end_of_word_suffix="</w>", unk_token=END
-  )
+  pairs = [tuple(line.split()) for line in lines]
+  odd = next((line for line, pair in zip(lines, pairs) if len(pair) != 2), None)
+  if odd is not None:
+    raise ValueError(
+      f"merges.txt holds the line {odd[:40]!r}, expected two pieces: is it whole?"
+    )
+  try:
+    bpe = lib.models.BPE(
+      vocab=dict(vocab), merges=pairs, end_of_word_suffix="</w>", unk_token=END
+    )
+  except Exception as e:  # the package raises this very type
+    why = str(e).split("\n")[0]
+    raise ValueError(f"vocab.json and merges.txt are of no tokenizer: {why}") from e
   model = lib.Tokenizer(bpe)
   normal = lib.normalizers
   model.normalizer = normal.Sequence(
@@ -143,7 +157,7 @@ def clip_json(vocab: Mapping[str, int], merges: str) -> str:
   return model.to_str()
 
 
-def bert_json(vocab: str, lowercase: bool) -> str:
+def bert_json(vocab: str, lowercase: bool = True) -> str:
   """Returns the tokenizer.json of BERT's vocab.txt (arXiv 1810.04805)."""
   lib = _library()
   ids = {line.rstrip("\r"): i for i, line in enumerate(vocab.rstrip("\n").split("\n"))}
@@ -154,6 +168,34 @@ def bert_json(vocab: str, lowercase: bool) -> str:
   _ends(model, "[CLS]", "[SEP]")
   model.add_special_tokens(["[PAD]", "[UNK]", "[MASK]"])
   return model.to_str()
+
+
+def normalised(data: bytes, bert: Mapping[str, Any], lowercase: bool) -> bytes:
+  """Returns a tokenizer.json that treats texts otherwise before it splits them.
+
+  Args:
+    data: a tokenizer.json.
+    bert: option -> value of its normalizer, if that is BERT's.
+    lowercase: puts all in lower case first.
+  """
+  model = json.loads(data)
+  was = model.get("normalizer")
+  now = {**was, **bert} if was and was["type"] == "BertNormalizer" else was
+  if lowercase and not _lowers(now):
+    rest = [now] if now else []
+    now = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *rest]}
+  if now == was:
+    return data
+  return json.dumps(model | {"normalizer": now}, ensure_ascii=False).encode()
+
+
+def _lowers(normalizer: Mapping[str, Any] | None) -> bool:
+  if not normalizer:
+    return False
+  inside = any(_lowers(n) for n in normalizer.get("normalizers", ()))
+  return (
+    inside or normalizer["type"] == "Lowercase" or bool(normalizer.get("lowercase"))
+  )
 
 
 def _split(model: Any, words: str) -> None:

@@ -27,12 +27,21 @@ from ml_collections import ConfigDict
 from configs import base
 from input_pipeline import tokenizer
 from model.encoders import config as configs
-from model.interop import adapt, convert, files, pixels
+from model.interop import adapt, convert, files, hf_towers, pixels
 from model.interop.describe import Format
 from model.interop.rules import SHOWN, Read
 from training import checkpoint, errors, foreign
 
 FORMATS = ("concord", *convert.LIBRARIES)
+CLIP_END = "<|endoftext|>", 49_407  # of CLIP's own tokenizer
+# What is done to a text first: ours -> what open_clip has for it.
+CLEAN = dict(
+  lowercase="lower",
+  plain="canonicalize",
+  mended="whitespace",
+  mended_lowercase="lower",
+  mended_plain="canonicalize",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +75,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "--tokenizer", default="", help="a file or folder, if not beside the weights"
   )
   parser.add_argument(
-    "--partial", action="store_true", help="read towers with missing arrays, too"
+    "--partial",
+    action="store_true",
+    help="read towers with missing arrays, too, and without those that have no place",
   )
   parser.add_argument(
     "--debug", action="store_true", help="show the tracebacks of wrong flags, too"
@@ -80,8 +91,8 @@ def run(flags: argparse.Namespace) -> str:
   Raises:
     FileNotFoundError: no checkpoint, or no config.json of one of Concord's.
     FileExistsError: something lies at --to already.
-    ValueError: a pickle, another architecture, missing arrays, shapes that contradict
-      each other, or a model that the format cannot hold.
+    ValueError: a pickle, another architecture, missing arrays or ones without a place,
+      shapes that contradict each other, or a model that the format cannot hold.
   """
   source, to = pathlib.Path(flags.source), pathlib.Path(flags.to)
   if not source.exists():
@@ -100,7 +111,10 @@ def run(flags: argparse.Namespace) -> str:
     vocab=flags.vocab,
     length=flags.length,
   )
+  if flags.size or flags.patch:
+    pixels.tiled(config)
   lines.append(f"resized: {'; '.join(resized) or 'none'}")
+  folder = beside(flags, config, words)
   if flags.format == "concord":
     checkpoint.write_params(flags.to, params)
     if words:
@@ -111,16 +125,64 @@ def run(flags: argparse.Namespace) -> str:
     use = f"--config {to / 'config.py'} --config.init_from={to}"
   else:
     state, card = convert.save(config, params, flags.format)
-    beside = {files.CONFIGS[flags.format]: card}
-    beside |= pixels.written(config, flags.format, card)
-    files.write(to, flags.format, state, beside)
+    if flags.format == "open_clip":
+      lines += spoken(config, card["model_cfg"]["text_cfg"], folder, words)
+    more = {files.CONFIGS[flags.format]: card}
+    more |= pixels.written(config, flags.format, card)
+    if card.get("model_type") == "bert":
+      more |= hf_towers.pooling(*configs.modalities(config.model))
+    files.write(to, flags.format, state, more)
     use = str(to)
-  folder = source if source.is_dir() else source.parent
-  named = pathlib.Path(config.data.tokenizer)
-  if named.name and named.exists() and not words:
-    folder = named.parent  # of a run, whose tokenizer came from elsewhere
   lines += copied(folder, to)
   return "\n".join([*lines, f"use it: {use}"])
+
+
+def beside(
+  flags: argparse.Namespace, config: ConfigDict, words: foreign.Words | None
+) -> pathlib.Path:
+  """Returns the folder with the files of the model's tokenizer."""
+  source, named = pathlib.Path(flags.source), pathlib.Path(config.data.tokenizer)
+  if words and flags.tokenizer:
+    source = pathlib.Path(flags.tokenizer)
+  elif named.name and named.exists() and not words:
+    source = named  # of a run, whose tokenizer came from elsewhere
+  return source if source.is_dir() else source.parent
+
+
+def spoken(
+  config: ConfigDict,
+  card: dict[str, Any],
+  folder: pathlib.Path,
+  words: foreign.Words | None,
+) -> list[str]:
+  """Says in open_clip's config which tokenizer it takes; returns a line on it.
+
+  That is CLIP's own, unless the config names another: then transformers reads the files
+  beside the weights, and asks tokenizer_config.json for the padding.
+
+  Args:
+    config: of the model, and of what is done to texts.
+    card: text_cfg of open_clip's config; changed.
+    folder: of the tokenizer's files.
+    words: the tokenizer, if it is not the run's.
+  """
+  path = folder / pathlib.Path(config.data.tokenizer).name
+  data = words.data if words else path.read_bytes() if path.is_file() else b""
+  if data and tokenizer.id_of(data, CLIP_END[0]) == CLIP_END[1]:
+    return []
+  said = files.read_json(folder / "tokenizer_config.json")
+  options = [o for name, o in config.data.eval_transforms if name == "tokenize"]
+  if not data or not options or not {"tokenizer_class", "pad_token"} & {*said}:
+    return [
+      "texts: open_clip will take CLIP's own tokenizer, as no files of transformers' "
+      "for another lie here: give its encode_text the ids that Concord makes of texts"
+    ]
+  ours = options[0].get("clean", "none")
+  clean = CLEAN.get(ours, "whitespace")
+  card |= dict(hf_tokenizer_name="local-dir:.", tokenizer_kwargs=dict(clean=clean))
+  exact = ours in ("mended", "mended_lowercase", "mended_plain")
+  more = "" if exact else f", which mends texts by ftfy first; here clean = {ours!r}"
+  return [f"texts: by the tokenizer beside the weights, clean = {clean!r}{more}"]
 
 
 Loaded = tuple[ConfigDict, dict[str, Any], foreign.Words | None, list[str]]
@@ -173,7 +235,7 @@ def ended(config: ConfigDict, folder: pathlib.Path) -> list[str]:
     return []
   end = options[0].get("end")
   end = tokenizer.load(str(path), text.vocab).end if end is None else tuple(end)
-  if len(end) != 1:
+  if len(end) != 1 or end[0] == text.pad:  # such texts are pooled before their end
     return []
   config.model.modalities.text.eos = int(end[0])
   return [f"texts end with id {end[0]}, by {path.name}"]
@@ -249,7 +311,7 @@ def report(
     f"missing, as the model will initialise them: {_some(found.missing)}",
     f"unused: {_some(found.unused)}",
   ]
-  if not given and kind.library != "big_vision":  # whose arrays say all
+  if not {*given} - {"pool"} and kind.library != "big_vision":  # whose arrays say all
     lines.append(
       f"no config.json: heads of width 64 and the activation and epsilon that "
       f"{kind.library} takes by default are assumed"
@@ -266,7 +328,8 @@ def copied(folder: pathlib.Path, to: pathlib.Path) -> list[str]:
   """Copies files of tokenizers as they are; returns a line on it, if any."""
   names = [name for name in foreign.BESIDE if (folder / name).exists()]
   for name in names:
-    shutil.copy(folder / name, to / name)
+    if not (to / name).exists():  # a tokenizer that was changed is there already
+      shutil.copy(folder / name, to / name)
   return [f"copied: {', '.join(names)}"] * bool(names)
 
 

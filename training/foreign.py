@@ -17,6 +17,7 @@ from input_pipeline import cleaning, subwords, tokenizer
 from model.interop import adapt, convert, files, pixels
 from model.interop.describe import Format
 from model.interop.rules import Read
+from training import sentences
 
 # What tokenizers are made of, by the names that libraries give it.
 PIECES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -31,6 +32,14 @@ BESIDE = (
   *PIECES,
 )
 GEMMA = "<bos>"  # a piece of SigLIP 2's tokenizer, not of SigLIP's
+# Classes of tokenizers whose tokenizer.json is all that counts; the others set BERT's
+# normalizer by keys of tokenizer_config.json: key -> its name there, and what is usual.
+_GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
+_BERT = dict(
+  do_lower_case=("lowercase", True),
+  strip_accents=("strip_accents", None),
+  tokenize_chinese_chars=("handle_chinese_chars", True),
+)
 # open_clip's name of cleaning a text -> ours; the first is what it does if unsaid.
 _CLEAN = dict(
   whitespace="mended", lower="mended_lowercase", canonicalize="mended_plain"
@@ -45,7 +54,7 @@ class Words:
     file: its name in the folder of the converted model.
     data: what the file holds.
     options: of `tokenize`.
-    at: where it was read; None: it was made of other files.
+    at: where it was read; None: it was made of other files, or changed.
   """
 
   file: str
@@ -90,24 +99,26 @@ def read(
     ValueError: a pickle, another architecture, missing arrays, shapes that contradict
       each other, or files beside it that cannot be followed.
   """
-  state, given, folder = files.read(pathlib.Path(source))
-  pool, length = sentences(folder)
-  given |= {"pool": pool} if pool else {}
-  config, params, found = convert.load(state, given, partial=partial)
+  root, at = sentences.places(pathlib.Path(source))
+  state, given, folder = files.read(at)
   kind = convert.recognise(state, given)
-  if (
-    "text" in config.model.modalities
-    and 0 < length < config.model.modalities.text.length
-  ):
-    config, params, _ = adapt.adapted(config, params, length=length)
+  said = sentences.Sentences()
+  if kind.modalities == ("text",):
+    said = sentences.read(root, folder)
+  given |= {"pool": said.pool} if said.pool else {}
+  config, params, found = convert.load(state, given, partial=partial)
+  if said.length and said.length < config.model.modalities.text.length:
+    config, params, _ = adapt.adapted(config, params, length=said.length)
   steps: pixels.Steps = ()
   if "image" in config.model.modalities:
     beside = {name: files.read_json(folder / name) for name in pixels.FILES}
-    side = config.model.modalities.image.size[0]
-    steps = pixels.steps(kind.pixels, kind.library, beside, given, side)
+    image = config.model.modalities.image
+    sizes = image.size[0], image.patch[0]
+    steps = pixels.steps(kind.pixels, kind.library, beside, given, *sizes)
   words = None
   if "text" in config.model.modalities:
-    words = words_of(pathlib.Path(tokenizer_at or folder), kind, given)
+    where = pathlib.Path(tokenizer_at or folder)
+    words = words_of(where, kind, given, lowercase=said.lowercase)
     if words:
       vocab = config.model.modalities.text.vocab
       tokenizer.check(words.data, words.file, vocab)
@@ -119,28 +130,6 @@ def read(
       )
   set_data(config, steps, words)
   return Foreign(kind, config, params, found, given, words)
-
-
-def sentences(folder: pathlib.Path) -> tuple[str, int]:
-  """Returns (pool, most ids of a text) of a folder of sentence-transformers.
-
-  ("", 0) where it is none, or does not say.
-
-  Raises:
-    ValueError: a pooling that our towers have not.
-  """
-  length = files.read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-  said = files.read_json(folder / "1_Pooling" / "config.json")
-  modes = [key for key, value in said.items() if value is True and "_mode_" in key]
-  if not modes:
-    return "", length or 0
-  known = dict(pooling_mode_mean_tokens="mean", pooling_mode_cls_token="first")
-  if len(modes) > 1 or modes[0] not in known:
-    raise ValueError(
-      f"{folder}/1_Pooling/config.json pools by {', '.join(modes)}, expected one of "
-      f"{', '.join(known)}"
-    )
-  return known[modes[0]], length or 0
 
 
 def keep(words: Words) -> pathlib.Path:
@@ -172,7 +161,11 @@ def set_data(config: ConfigDict, steps: pixels.Steps, words: Words | None) -> No
 
 
 def words_of(
-  where: pathlib.Path, kind: Format, given: Mapping[str, Any]
+  where: pathlib.Path,
+  kind: Format,
+  given: Mapping[str, Any],
+  *,
+  lowercase: bool = False,
 ) -> Words | None:
   """Returns the tokenizer of a folder or a file, or None.
 
@@ -180,9 +173,10 @@ def words_of(
     where: a folder, or the file of the tokenizer itself.
     kind: the architecture, whose library decides how texts are cleaned.
     given: its config.json.
+    lowercase: whether texts are put in lower case before all else.
 
   Raises:
-    ValueError: a tokenizer that pads on the left.
+    ValueError: a tokenizer that pads on the left, or files that are none.
   """
   folder = where if where.is_dir() else where.parent
   said = files.read_json(folder / "tokenizer_config.json")
@@ -195,15 +189,17 @@ def words_of(
   if found is None:
     return None
   name, data = found
+  _load(where, name, data)
+  read, data = data, _normalised(data, folder, said, lowercase)
   options: dict[str, Any] = {}
-  fill = _fill(data, said, kind)
+  fill = _fill(data, folder, said, kind)
   if fill is not None:
     options["fill"] = fill
   clean = _clean(kind, given, said, data)
   if clean != cleaning.none.__name__:
     options["clean"] = clean
   at = where if where.is_file() else where / name
-  return Words(name, data, options, at if at.exists() else None)
+  return Words(name, data, options, at if at.exists() and data == read else None)
 
 
 def _file(where: pathlib.Path, said: Mapping[str, Any]) -> tuple[str, bytes] | None:
@@ -218,26 +214,79 @@ def _file(where: pathlib.Path, said: Mapping[str, Any]) -> tuple[str, bytes] | N
     if (where / name).exists():
       return name, (where / name).read_bytes()
   if (where / "merges.txt").exists() and (where / "vocab.json").exists():
-    merges = (where / "merges.txt").read_text(encoding="utf-8")
+    merges = _text(where / "merges.txt")
     vocab = files.read_json(where / "vocab.json")
     return "tokenizer.json", subwords.clip_json(vocab, merges).encode()
   if (where / "vocab.txt").exists():
-    vocab_txt = (where / "vocab.txt").read_text(encoding="utf-8")
-    lowercase = said.get("do_lower_case", True)
-    return "tokenizer.json", subwords.bert_json(vocab_txt, lowercase).encode()
+    return "tokenizer.json", subwords.bert_json(_text(where / "vocab.txt")).encode()
   return None
+
+
+def _text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as e:
+    raise ValueError(f"{path} is not a text: {e}") from e
+
+
+def _load(where: pathlib.Path, name: str, data: bytes) -> None:
+  """Reads a tokenizer once, to say of which file what is wrong.
+
+  Raises:
+    ValueError: the file holds none.
+  """
+  try:
+    tokenizer.id_of(data, "")
+  except (RuntimeError, ValueError) as e:
+    why = f" ({e})" if isinstance(e, ValueError) else ""  # else of a parser's insides
+    raise ValueError(
+      f"{where if where.is_file() else where / name} is not a tokenizer{why}: expected "
+      f"a folder with its files, or a tokenizer.json, {', '.join(PIECES)} or "
+      "bpe_simple_vocab_16e6.txt.gz"
+    ) from e
+
+
+def _normalised(
+  data: bytes, folder: pathlib.Path, said: Mapping[str, Any], lowercase: bool
+) -> bytes:
+  """Returns the tokenizer with what transformers changes of it when it is loaded."""
+  options = {}
+  for key, (theirs, usual) in _BERT.items():
+    value = said.get(key, usual)
+    if value not in (True, False, None):
+      raise ValueError(
+        f"{folder}/tokenizer_config.json: {key} = {value!r}, expected true, false or "
+        "null: mend the file"
+      )
+    if _class(said) not in _GENERIC and (_class(said) or key in said):
+      options[theirs] = usual if value is None else value
+  if subwords.is_json(data):
+    return subwords.normalised(data, options, lowercase)
+  if lowercase:
+    raise ValueError(
+      f"{folder}/sentence_bert_config.json: do_lower_case = true, expected a "
+      "tokenizer.json or vocab.txt beside it, which do that"
+    )
+  return data
 
 
 def _class(said: Mapping[str, Any]) -> str:
   return str(said.get("tokenizer_class", "")).removesuffix("Fast")
 
 
-def _fill(data: bytes, said: Mapping[str, Any], kind: Format) -> int | None:
+def _fill(
+  data: bytes, folder: pathlib.Path, said: Mapping[str, Any], kind: Format
+) -> int | None:
   """Returns the id of padding, or None: as the tokenizer's file says."""
   if kind.library == "open_clip" and kind.architecture == "CLIP":
     return 0
   name = said.get("pad_token") or ""
-  name = name["content"] if isinstance(name, Mapping) else name
+  name = name.get("content") if isinstance(name, Mapping) else name
+  if not isinstance(name, str):
+    raise ValueError(
+      f"{folder}/tokenizer_config.json: pad_token = {said['pad_token']!r}, expected a "
+      "string: mend the file"
+    )
   siglip = kind.architecture == "SiglipModel" or kind.library == "big_vision"
   if not name and siglip:
     name = "</s>"  # which Gemma's has not

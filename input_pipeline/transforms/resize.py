@@ -33,12 +33,15 @@ class Transform:
     as_in: "torchvision" | "transformers": resizes first and crops then, pixel for pixel
       as these do on Pillow images (the latter rounds the corner down); slower for large
       images. "": crops first.
+    rest: pixels at the bottom and at the right that are made and then left out, as a
+      convolution leaves out what its patches do not tile.
   """
 
   size: tuple[int, int]
   crop: float = 0.0
   filter: str = "bicubic"
   as_in: str = ""
+  rest: int = 0
 
   reads = ("image_bytes|image",)
   writes = ("image",)
@@ -49,6 +52,8 @@ class Transform:
         raise ValueError(
           f"resize: {key} = {getattr(self, key)!r}, expected one of {known}"
         )
+    if self.rest < 0:
+      raise ValueError(f"resize: rest = {self.rest}, expected at least 0")
 
   @classmethod
   def defaults(cls, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +64,8 @@ class Transform:
     """Returns the example with `image` uint8[*size, 3]; no bytes are left in it."""
     example, picture = images.taken(example)
     width, height = picture.size
-    if self.as_in and (self.crop or (height, width) != self.size):
+    other = self.crop or (height, width) != self.size
+    if self.rest or (self.as_in and other):
       whole = Image.fromarray(picture.pixels())
       return example | {"image": self._resized_first(whole)}
     box = (0.0, 0.0, float(width), float(height))
@@ -73,13 +79,12 @@ class Transform:
     return example | {"image": images.resized(image, self.size, box, self.filter)}
 
   def _resized_first(self, image: Image.Image) -> np.ndarray:
-    if not self.crop:
-      return np.asarray(image.resize(self.size[::-1], _PILLOW[self.filter]))
-    short, least = round(min(self.size) / self.crop), min(image.size)
-    width, height = (
-      short if x == least else int(short * x / least) for x in image.size
-    )
-    resized = image.resize((width, height), _PILLOW[self.filter])
-    half = _HALF[self.as_in]
-    x, y = half(width - self.size[1]), half(height - self.size[0])
+    height, width = (n + self.rest for n in self.size)
+    wide, high, x, y = width, height, 0, 0  # of the whole image, and the kept corner
+    if self.crop:
+      short, least = round(min(height, width) / self.crop), min(image.size)
+      wide, high = (short if x == least else int(short * x / least) for x in image.size)
+      half = _HALF.get(self.as_in, _HALF["torchvision"])
+      x, y = half(wide - width), half(high - height)
+    resized = image.resize((wide, high), _PILLOW[self.filter])
     return np.asarray(resized.crop((x, y, x + self.size[1], y + self.size[0])))

@@ -39,8 +39,8 @@ def adapted(
     length: ids of a text; 0: as it is.
 
   Raises:
-    ValueError: images that the patches do not tile, fewer ids, or a model without
-      images or texts.
+    ValueError: images that the patches do not tile, fewer ids, less than nothing, or a
+      model without images or texts.
   """
   config = copy.deepcopy(config)
   towers = dict(params["towers"])
@@ -49,6 +49,9 @@ def adapted(
     ({"size": size, "patch": patch}, "image"),
     ({"vocab": vocab, "length": length}, "text"),
   ):
+    for key, value in keys.items():
+      if value < 0:
+        raise ValueError(f"{key} = {value}, expected at least 1, or 0 for as it is")
     asked = [key for key, value in keys.items() if value]
     if not asked:
       continue

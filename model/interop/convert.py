@@ -21,6 +21,7 @@ FORMATS = (
   hf_towers.DINOV2,
   hf_towers.BERT,
   open_clip.CLIP,
+  open_clip.SIGMOID,
   open_clip.SIGLIP,
   big_vision.SIGLIP,
   big_vision.LIT,
@@ -39,11 +40,11 @@ def recognise(state: Arrays, given: Mapping[str, Any]) -> Format:
   Raises:
     ValueError: none that is known.
   """
-  for kind in FORMATS:
-    if {*kind.marks} <= {*kind.normal(state)}:
-      return kind
+  fit = [kind for kind in FORMATS if {*kind.marks} <= {*kind.normal(state)}]
+  if fit:
+    return max(fit, key=lambda kind: len(kind.marks))
   said = given.get("architectures") or given.get("model_type")
-  known = ", ".join(f"{f.library}'s {f.architecture}" for f in FORMATS)
+  known = ", ".join(dict.fromkeys(f"{f.library}'s {f.architecture}" for f in FORMATS))
   raise ValueError(
     f"the checkpoint is of none of the architectures {known}. It holds "
     f"{len(state)} arrays, such as {', '.join(sorted(state)[:4])}"
@@ -59,7 +60,8 @@ def load(
   Args:
     state: their name -> array of floats.
     given: its config.json, which says what shapes do not: heads, activation, epsilon.
-    partial: whether towers with gaps are read too.
+    partial: whether towers with gaps are read too, and without arrays that they have no
+      place for.
 
   Returns:
     our config, with everything that the checkpoint does not say at its default; the
@@ -67,8 +69,8 @@ def load(
     what was read.
 
   Raises:
-    ValueError: another architecture, missing arrays of the towers, or shapes that
-      contradict each other.
+    ValueError: another architecture, missing arrays of the towers, arrays that they
+      have no place for, or shapes and a config that contradict each other.
   """
   given = given or {}
   kind = recognise(state, given)
@@ -80,8 +82,14 @@ def load(
   gaps = [name for name in found.missing if not name.startswith("logit_")]
   if gaps and not partial:
     raise ValueError(
-      f"the checkpoint lacks {len(gaps)} arrays of a {kind.architecture}: "
-      f"{', '.join(gaps[: rules.SHOWN])}{', ...' * (len(gaps) > rules.SHOWN)}"
+      f"the checkpoint lacks {len(gaps)} arrays of a {kind.architecture}: {_some(gaps)}"
+    )
+  # Each may change what the towers compute.
+  odd = [name for name in found.unused if not name.startswith(kind.harmless)]
+  if odd and not partial:
+    raise ValueError(
+      f"the checkpoint holds {len(odd)} arrays that our towers have no place for, and "
+      f"that may change what they compute: {_some(odd)}; --partial reads the others"
     )
   return config, traverse_util.unflatten_dict(found.params, sep="/"), found
 
@@ -162,6 +170,10 @@ def _shapes(model: ConfigDict) -> dict[str, tuple[int, ...]]:
   shapes = {k: v.shape for k, v in _flat({"towers": tree["params"]}).items()}
   scalars = ("infonce/log_scale", "siglip/log_scale", "siglip/bias")
   return shapes | {f"objective/{name}": () for name in scalars}
+
+
+def _some(names: Sequence[str]) -> str:
+  return ", ".join(names[: rules.SHOWN]) + ", ..." * (len(names) > rules.SHOWN)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

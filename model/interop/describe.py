@@ -41,6 +41,8 @@ class Format:
     pixels: mean and std of its images, and the option `crop` of our resize.
     loss: whose scalars it holds; "": none.
     normal: a state as it may come -> as the rules name it.
+    harmless: how names of arrays begin that the towers have no use for, such as heads
+      of other tasks; others that it has no place for are refused.
     stacked: the state of a model that scans its layers; None: as any other's.
   """
 
@@ -55,6 +57,7 @@ class Format:
   pixels: Mapping[str, Any]
   loss: str = ""
   normal: Callable[[Arrays], Arrays] = dict
+  harmless: tuple[str, ...] = ()
   stacked: Callable[[Arrays], dict[str, Any]] | None = None
 
   @property
@@ -212,9 +215,10 @@ def _extent(image: Modality | None, text: Modality | None, kind: Format) -> list
       "expected squares"
     )
   pools_at_eos = text and text.pool == "last" and "eos" not in (kind.text or {})
-  if text and pools_at_eos and text.eos < 0:
+  if text and pools_at_eos and (text.eos < 0 or text.eos == text.pad):
+    other = f", other than .pad = {text.pad}" * (text.pad >= 0)
     odd.append(
-      f"{WHERE}.modalities.text.eos = -1, expected the id that ends a text: "
-      f"{kind.architecture} pools there"
+      f"{WHERE}.modalities.text.eos = {text.eos}, expected the id that ends a text"
+      f"{other}: {kind.architecture} pools there"
     )
   return odd

@@ -11,6 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from model.interop import convert
+
 WEIGHTS = dict(
   hf="model.safetensors",
   open_clip="open_clip_model.safetensors",
@@ -19,13 +21,26 @@ WEIGHTS = dict(
 CONFIGS = dict(
   hf="config.json", open_clip="open_clip_config.json", big_vision="big_vision.json"
 )
+# Keys that only that library's config has: of other files of these names, none.
+KEYS = dict(
+  hf=(
+    "model_type",
+    "architectures",
+    *(f"{m}_config{old}" for m in ("vision", "text") for old in ("", "_dict")),
+    "num_attention_heads",
+  ),
+  open_clip=("model_cfg", "vision_cfg", "text_cfg"),
+  big_vision=("image", "text"),
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read(
   source: pathlib.Path,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], pathlib.Path]:
-  """Returns a checkpoint's arrays, its config.json ({} without one) and its folder.
+  """Returns a checkpoint's arrays, its config ({} without one) and its folder.
+
+  The config is that of the library whose arrays they are: a folder may hold several.
 
   Args:
     source: a file, or a folder with weights, in several parts or one.
@@ -44,10 +59,25 @@ def read(
       state |= safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as e:
       raise ValueError(f"--from {path} is not a whole safetensors file: {e}") from e
-  for name in CONFIGS.values():
-    if (folder / name).exists():
-      return state, read_json(folder / name), folder
-  return state, {}, folder
+    except (AttributeError, KeyError, TypeError) as e:
+      raise ValueError(
+        f"--from {path} holds numbers that NumPy has not, such as float8 ({e}): take "
+        "the checkpoint in float32, float16 or bfloat16"
+      ) from e
+  return state, _config(folder, state), folder
+
+
+def _config(folder: pathlib.Path, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Returns the config of the library whose arrays they are, {} without one."""
+  try:
+    library = convert.recognise(state, {}).library
+  except ValueError:
+    library = "hf"  # for the message, which says what config.json says
+  for name in dict.fromkeys((CONFIGS[library], *CONFIGS.values())):
+    said = read_json(folder / name)
+    if {*KEYS[library]} & {*said}:
+      return said
+  return {}
 
 
 def weights(source: pathlib.Path) -> list[pathlib.Path]:
@@ -66,9 +96,7 @@ def weights(source: pathlib.Path) -> list[pathlib.Path]:
       return [source / name]
     index = source / f"{name}.index.json"
     if index.exists():
-      return [
-        source / part for part in sorted({*read_json(index)["weight_map"].values()})
-      ]
+      return _parts(index)
   if len(found := sorted(source.glob("*.npz"))) == 1:
     return found
   for path in sorted(source.iterdir()):
@@ -78,6 +106,22 @@ def weights(source: pathlib.Path) -> list[pathlib.Path]:
     f"--from {source} holds neither {' nor '.join(WEIGHTS.values())}, nor a checkpoint "
     "of Concord's"
   )
+
+
+def _parts(index: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files that an index names.
+
+  Raises:
+    ValueError: it names none, or some elsewhere.
+  """
+  said = read_json(index).get("weight_map")
+  names = [*said.values()] if isinstance(said, Mapping) else []
+  if not names or any(pathlib.PurePath(str(name)).name != name for name in names):
+    raise ValueError(
+      f"{index} has no weight_map of arrays' names to files beside it: name the file "
+      "of weights instead"
+    )
+  return [index.parent / name for name in sorted({*names})]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -101,7 +145,7 @@ def write(
   to: pathlib.Path,
   library: str,
   state: Mapping[str, np.ndarray],
-  beside: Mapping[str, Mapping[str, Any]],
+  beside: Mapping[str, Any],
 ) -> None:
   """Writes arrays by the name that a library looks for, and JSON files beside them."""
   to.mkdir(parents=True, exist_ok=True)
@@ -112,6 +156,7 @@ def write(
     # transformers refuses files that do not say for whom they are.
     safetensors.numpy.save_file(dict(state), path, metadata={"format": "pt"})
   for name, value in beside.items():
+    (to / name).parent.mkdir(exist_ok=True)
     (to / name).write_text(json.dumps(value, indent=1, sort_keys=True))
 
 

@@ -14,6 +14,7 @@ from model.encoders.config import Modality
 from model.interop import describe, rules
 from model.interop.describe import Format
 from model.interop.rules import Arrays, Rule
+from model.interop.said import Said
 
 # Activations: theirs -> ours; the last of equal ones is what we write.
 ACTIVATIONS = {
@@ -25,22 +26,36 @@ ACTIVATIONS = {
 }
 WRITTEN = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 _FIRST_EOS = 2  # of configs from before June 2023, which pool at the greatest id
+_PARTS = ("vision", "text")
 # A config.json leaves out what is transformers' default for its class: of the heads
 # (image, text), and of the id that ends a text.
 _CLIP_HEADS, _SIGLIP_HEADS, _CLIP_EOS = (12, 8), (12, 12), 49_407
 
 
 def _clip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
-  trunks = _trunks(state, given, _CLIP_HEADS, act="quick_gelu", epsilon=1e-5)
+  said = _old(given)
+  trunks = _trunks(state, said, _CLIP_HEADS, act="quick_gelu", epsilon=1e-5)
   trunks[1]["causal"] = True
   n, _ = describe.shape(state, "vision_model.embeddings.position_embedding.weight", 2)
-  image = dict(pool="cls", stem_bias=False, stem_norm=True, **_pixels(state, n - 1))
+  image = dict(
+    pool="cls", stem_bias=False, stem_norm=True, **_pixels(state, n - 1, said)
+  )
   text = _ids(state)
   unsaid = _CLIP_EOS if given and text["vocab"] > _CLIP_EOS else _FIRST_EOS
-  eos = given.get("text_config", {}).get("eos_token_id", unsaid)
+  eos = Said(said).part("text_config").whole("eos_token_id", unsaid, least=0)
   text["eos"] = text["vocab"] - 1 if eos == _FIRST_EOS else eos
   embed_dim, _ = describe.shape(state, "visual_projection.weight", 2)
   return describe.two_towers("clip", embed_dim, trunks, image, text)
+
+
+def _old(given: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns a config without the text_config_dict and vision_config_dict of old ones.
+
+  transformers takes one of these for all of the tower: what it leaves out is the
+  default of the class, whatever text_config and vision_config say.
+  """
+  whole = {f"{part}_config": given.get(f"{part}_config_dict") for part in _PARTS}
+  return {**given, **{key: value for key, value in whole.items() if value is not None}}
 
 
 def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
@@ -48,7 +63,7 @@ def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
   n, width = describe.shape(
     state, "vision_model.embeddings.position_embedding.weight", 2
   )
-  image = dict(pool="map", project=False, **_pixels(state, n))
+  image = dict(pool="map", project=False, **_pixels(state, n, given))
   text = dict(project_bias=True, **_ids(state))
   c = describe.two_towers("siglip", width, trunks, image, text)
   c.objective.options.losses = describe.SIGLIP_LOSS
@@ -68,34 +83,34 @@ def _trunks(
   """
 
   def trunk(model: str, usual: int) -> dict[str, Any]:
-    said = given.get(f"{model}_config") or {}
+    said = Said(given).part(f"{model}_config")
     blocks = f"{model}_model.encoder.layers."
     mlp, width = describe.shape(state, f"{blocks}0.mlp.fc1.weight", 2)
-    activation = said.get("hidden_act", act)
-    if activation not in ACTIVATIONS:
-      raise ValueError(
-        f"config.json has {model}_config.hidden_act = {activation!r}, expected one of "
-        f"{', '.join(ACTIVATIONS)}"
-      )
+    depth = describe.depth(state, blocks)
+    said.agrees(hidden_size=width, num_hidden_layers=depth)
+    heads = said.whole("num_attention_heads", usual) if given else None
     return dict(
       width=width,
-      depth=describe.depth(state, blocks),
-      heads=describe.heads(
-        width, said.get("num_attention_heads", usual if given else None)
-      ),
+      depth=depth,
+      heads=describe.heads(width, heads),
       mlp=mlp,
-      epsilon=said.get("layer_norm_eps", epsilon),
-      activation=ACTIVATIONS[activation],
+      epsilon=said.number("layer_norm_eps", epsilon),
+      activation=ACTIVATIONS[said.one_of("hidden_act", ACTIVATIONS, act)],
       causal=False,
     )
 
   return trunk("vision", heads[0]), trunk("text", heads[1])
 
 
-def _pixels(state: Arrays, n: int) -> dict[str, Any]:
+def _pixels(state: Arrays, n: int, given: Mapping[str, Any]) -> dict[str, Any]:
   name = "vision_model.embeddings.patch_embedding.weight"
   _, channels, *patch = describe.shape(state, name, 4)
-  return dict(patch=tuple(patch), size=describe.size(n, patch, channels))
+  size, said = describe.size(n, patch, channels), Said(given).part("vision_config")
+  if "num_patches" in said.keys:  # Siglip2, of images of any size
+    said.agrees(num_patches=n)
+  else:
+    said.tiled(patch, size)
+  return dict(patch=tuple(patch), size=size)
 
 
 def _ids(state: Arrays) -> dict[str, Any]:
@@ -208,7 +223,7 @@ def _clip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, Any
   card = _card(image, text) | dict(
     architectures=["CLIPModel"], model_type="clip", projection_dim=embed_dim
   )
-  for part in ("vision", "text"):
+  for part in _PARTS:
     card[f"{part}_config"]["projection_dim"] = embed_dim
   # Ids that the model itself has no use for, but that must be in the vocabulary.
   ids = dict(eos_token_id=text.eos, bos_token_id=text.eos, pad_token_id=text.eos)

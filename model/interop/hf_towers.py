@@ -15,6 +15,7 @@ from model.encoders.config import Modality
 from model.interop import describe, hf, rules
 from model.interop.describe import Format
 from model.interop.rules import Arrays, Rule
+from model.interop.said import Said
 
 _DINO_IMAGE = describe.plain(describe.CLIP_IMAGE, "registers", "layer_scale") | dict(
   stem_bias=True, stem_norm=False, project=False
@@ -22,10 +23,14 @@ _DINO_IMAGE = describe.plain(describe.CLIP_IMAGE, "registers", "layer_scale") | 
 _BERT_TEXT = describe.plain(describe.SIGLIP_TEXT, "pool", "pad", "project_bias") | dict(
   stem_norm=True, norm_after=True, project=False
 )
+_USUAL = "mean"  # pooling, where nothing is said
+_POOLS = dict(mean="pooling_mode_mean_tokens", first="pooling_mode_cls_token")
+_POOLING = "1_Pooling"
 # What `resize` and `normalize` do for DINOv2, if nothing is said.
 _DINO_PIXELS = dict(
   crop=224 / 256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
+_HEADS = 12
 _DINO_PARTS = (
   ("norm1", "layernorm", "norm1"),
   ("norm2", "layernorm", "norm2"),
@@ -44,14 +49,22 @@ def _one(name: str, modality: str, width: int, trunk: dict, keys: dict) -> Confi
   return c
 
 
-def _activation(given: Mapping[str, Any]) -> str:
-  said = given.get("hidden_act", "gelu")
-  if said not in hf.ACTIVATIONS:
-    raise ValueError(
-      f"config.json has hidden_act = {said!r}, expected one of "
-      f"{', '.join(hf.ACTIVATIONS)}"
-    )
-  return hf.ACTIVATIONS[said]
+def _trunk(
+  said: Said, width: int, depth: int, mlp: int, epsilon: float
+) -> dict[str, Any]:
+  """Returns the keys of the trunk that both architectures name alike."""
+  said.agrees(hidden_size=width, num_hidden_layers=depth)
+  # Of a config.json that leaves the heads out, they are the default of the class.
+  given = {*said.keys} - {"pool"}  # which is ours: see training/foreign.py
+  heads = said.whole("num_attention_heads", _HEADS) if given else None
+  return dict(
+    width=width,
+    depth=depth,
+    heads=describe.heads(width, heads),
+    mlp=mlp,
+    epsilon=said.number("layer_norm_eps", epsilon),
+    activation=hf.ACTIVATIONS[said.one_of("hidden_act", hf.ACTIVATIONS, "gelu")],
+  )
 
 
 def _dino(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
@@ -66,17 +79,12 @@ def _dino(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
   name = "embeddings.patch_embeddings.projection.weight"
   _, channels, *patch = describe.shape(state, name, 4)
   registers = state.get("embeddings.register_tokens", np.zeros((1, 0, width)))
-  trunk = dict(
-    width=width,
-    depth=describe.depth(state, layer),
-    heads=describe.heads(width, given.get("num_attention_heads")),
-    mlp=mlp,
-    epsilon=given.get("layer_norm_eps", 1e-6),
-    activation=_activation(given),
-    layer_scale=given.get("layerscale_value", 1.0),
-  )
+  said, size = Said(given), describe.size(n - 1, patch, channels)
+  said.tiled(patch, size)
+  trunk = _trunk(said, width, describe.depth(state, layer), mlp, 1e-6)
+  trunk |= dict(layer_scale=said.number("layerscale_value", 1.0))
   image = dict(
-    size=describe.size(n - 1, patch, channels),
+    size=size,
     patch=tuple(patch),
     pool="cls",
     registers=registers.shape[1],
@@ -169,22 +177,16 @@ def _bert(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
       f"config.json has position_embedding_type = {said!r} and is_decoder = "
       f"{given.get('is_decoder', False)}, expected 'absolute' and false"
     )
-  trunk = dict(
-    width=width,
-    depth=describe.depth(state, layer),
-    heads=describe.heads(width, given.get("num_attention_heads")),
-    mlp=mlp,
-    epsilon=given.get("layer_norm_eps", 1e-12),
-    activation=_activation(given),
-    norm_after=True,
-  )
+  trunk = _trunk(Said(given), width, describe.depth(state, layer), mlp, 1e-12)
+  trunk |= dict(norm_after=True)
+  pad = given.get("pad_token_id")
   text = dict(
     stem="tokens",
     vocab=vocab,
     length=length,
-    pad=given.get("pad_token_id") or 0,
+    pad=0 if pad is None else Said(given).whole("pad_token_id", 0, least=0),
     stem_norm=True,
-    pool=given.get("pool", "mean"),
+    pool=given.get("pool", _USUAL),
   )
   return _one("bert", "text", width, trunk, text)
 
@@ -224,6 +226,11 @@ def _bert_card(image: None, text: Modality, embed_dim: int) -> dict[str, Any]:
   """Returns the config.json, of which the pooling of sentence encoders is no part."""
   del image, embed_dim
   t = text.trunk
+  if text.pool not in _POOLS:
+    raise ValueError(
+      f"{describe.WHERE}.modalities.text.pool = {text.pool!r}, expected one of "
+      f"{', '.join(_POOLS)}: sentence-transformers has no other"
+    )
   if text.pad < 0:
     raise ValueError(
       f"{describe.WHERE}.modalities.text.pad = -1, expected an id: BERT has one"
@@ -245,6 +252,25 @@ def _bert_card(image: None, text: Modality, embed_dim: int) -> dict[str, Any]:
   )
 
 
+def pooling(text: Modality) -> dict[str, Any]:
+  """Returns name -> JSON of a sentence encoder's pooling; {} if it is the usual one.
+
+  As sentence-transformers wrote it up to version 5, which later ones read, too.
+  """
+  if text.pool == _USUAL:
+    return {}
+  said = {key: pool == text.pool for pool, key in _POOLS.items()}
+  library = "sentence_transformers.models"
+  modules = [
+    dict(idx=i, name=str(i), path=path, type=f"{library}.{kind}")
+    for i, (path, kind) in enumerate((("", "Transformer"), (_POOLING, "Pooling")))
+  ]
+  return {
+    "modules.json": modules,
+    f"{_POOLING}/config.json": dict(word_embedding_dimension=text.trunk.width, **said),
+  }
+
+
 def _unprefixed(state: Arrays) -> dict[str, np.ndarray]:
   """Returns the state without the name of the model inside of a larger one."""
   heads = ("bert.", "dinov2.", "dinov2_with_registers.")
@@ -263,6 +289,7 @@ DINOV2 = Format(
   _dino_card,
   _DINO_PIXELS,
   normal=_unprefixed,
+  harmless=("embeddings.mask_token", "classifier."),
 )
 BERT = Format(
   "hf",
@@ -275,4 +302,5 @@ BERT = Format(
   _bert_card,
   {},
   normal=_unprefixed,
+  harmless=("pooler.", "classifier.", "cls.", "qa_outputs."),
 )

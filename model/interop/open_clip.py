@@ -1,15 +1,17 @@
 """open_clip: ViT CLIP (arXiv 2103.00020), and SigLIP (2303.15343) on timm's ViT."""
 
 from collections.abc import Mapping
+import dataclasses
 import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from model.encoders.config import Modality
-from model.interop import describe, rules
+from model.interop import describe, rules, timm_names
 from model.interop.describe import Format
 from model.interop.rules import Arrays, Rule
+from model.interop.said import Said
 
 # What no shape shows: key of vision_cfg or text_cfg -> the value that is read.
 _CLIP_SAID = (
@@ -20,45 +22,31 @@ _SIGLIP_SAID = (
   dict(timm_pool="map"),
   dict(pool_type="last", no_causal_mask=True, embed_cls=False),
 )
-_Q, _KV = ("query",), ("key", "value")
-# SigLIP's image towers in timm (1.0.31): width, depth, heads, mlp -> its name there.
-_TIMM = {
-  (768, 12, 12, 3072): "vit_base",
-  (1024, 24, 16, 4096): "vit_large",
-  (1152, 27, 16, 4304): "vit_so400m",
-  (1536, 40, 16, 6144): "vit_giantopt",
-}
-# Name, patch -> sizes of images; those that are not in _TANH have the exact GELU.
-_SIZES = {
-  "vit_base_patch32": (256,),
-  "vit_base_patch16": (224, 256, 384, 512),
-  "vit_large_patch16": (256, 384, 512),
-  "vit_so400m_patch14": (224, 378, 384),
-  "vit_so400m_patch16": (256, 384, 512),
-  "vit_giantopt_patch16": (256, 384),
-}
-_TANH = (
-  "vit_base_patch32_siglip_256",
-  "vit_large_patch16_siglip_512",
-  "vit_so400m_patch16",
-  "vit_giantopt",
+# What open_clip takes where a config of its does not say it.
+_UNSAID = dict(
+  vision_cfg=dict(pool_type="tok", attentional_pool=False, timm_pool="avg"),
+  text_cfg=dict(pool_type="argmax", no_causal_mask=False, embed_cls=False),
 )
+_HEADS, _HEAD_WIDTH, _EPSILON = 8, 64, 1e-5  # heads of texts, their width in images
+_FILE = "open_clip_config.json"
+_Q, _KV = ("query",), ("key", "value")
 
 
 def _clip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
-  given, vision, text = _said(given, _CLIP_SAID)
-  image_trunk = _trunk(state, "visual.transformer", vision, given, 1e-5)
-  head_width = vision.get("head_width", 64)
-  image_trunk["heads"] = describe.heads(
-    image_trunk["width"], image_trunk["width"] // head_width
-  )
-  text_trunk = _trunk(state, "transformer", text, given, 1e-5) | dict(causal=True)
+  said, vision, text = _said(given, _CLIP_SAID)
+  quick = bool(said.keys.get("quick_gelu"))
+  image_trunk = _trunk(state, "visual.transformer", vision, quick)
+  width = image_trunk["width"]
+  heads = width // vision.whole("head_width", _HEAD_WIDTH)
+  image_trunk["heads"] = describe.heads(width, heads)
+  text_trunk = _trunk(state, "transformer", text, quick)
+  text_trunk |= dict(causal=True, heads=_heads(text_trunk["width"], text))
   n, _ = describe.shape(state, "visual.positional_embedding", 2)
   image = dict(
     pool="cls",
     stem_bias=False,
     stem_norm=True,
-    **_pixels(state, "visual.conv1.weight", n - 1),
+    **_pixels(state, "visual.conv1.weight", n - 1, vision),
   )
   ids = _ids(state, "")
   ids["eos"] = ids["vocab"] - 1  # the greatest id: pool_type "argmax"
@@ -67,26 +55,32 @@ def _clip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
 
 
 def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
-  given, vision, text = _said(given, _SIGLIP_SAID)
+  said, vision, text = _said(given, _SIGLIP_SAID)
   blocks = "visual.trunk.blocks."
   mlp, width = describe.shape(state, f"{blocks}0.mlp.fc1.weight", 2)
-  depth, name = describe.depth(state, blocks), vision.get("timm_model_name", "")
-  known = (h for w, d, h, m in _TIMM if (w, d, m) == (width, depth, mlp))
+  depth, name = describe.depth(state, blocks), str(vision.keys.get("timm_model_name"))
+  timm_names.check(name, width, depth, mlp)
+  known = (h for w, d, h, m in timm_names.TOWERS if (w, d, m) == (width, depth, mlp))
   trunk = dict(
     width=width,
     depth=depth,
     heads=describe.heads(width, next(known, None)),
     mlp=mlp,
     epsilon=1e-6,
-    activation="gelu_tanh" if name.startswith(_TANH) else "gelu",
+    activation=timm_names.activation(name),
     causal=False,
   )
   _, n, _ = describe.shape(state, "visual.trunk.pos_embed", 3)
-  pixels = _pixels(state, "visual.trunk.patch_embed.proj.weight", n)
+  pixels = _pixels(state, "visual.trunk.patch_embed.proj.weight", n, vision)
+  usual = _EPSILON if text.keys else 1e-6
+  own = _trunk(
+    state, "text.transformer", text, bool(said.keys.get("quick_gelu")), usual
+  )
+  own |= dict(heads=_heads(own["width"], text))
   c = describe.two_towers(
     "siglip",
     width,
-    (trunk, _trunk(state, "text.transformer", text, given, 1e-6)),
+    (trunk, own),
     dict(pool="map", project=False, **pixels),
     dict(project_bias=True, **_ids(state, "text.")),
   )
@@ -96,50 +90,64 @@ def _siglip(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
 
 def _said(
   given: Mapping[str, Any], read: tuple[dict[str, Any], dict[str, Any]]
-) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+) -> tuple[Said, Said, Said]:
   """Returns the model's, the vision tower's and the text tower's config.
 
   Raises:
     ValueError: it asks for what is not read.
   """
-  given = given.get("model_cfg", given)
-  parts = given.get("vision_cfg") or {}, given.get("text_cfg") or {}
-  for name, part, wanted in zip(("vision_cfg", "text_cfg"), parts, read):
-    for key, value in wanted.items():
-      if part.get(key, value) != value:
+  said = Said(given, file=_FILE)
+  said = said.part("model_cfg") if "model_cfg" in given else said
+  parts = said.part("vision_cfg"), said.part("text_cfg")
+  for (name, unsaid), part, wanted in zip(_UNSAID.items(), parts, read):
+    for key, value in wanted.items() if part.keys else ():
+      got = part.keys.get(key, unsaid[key])
+      if got != value:
+        usual = ", which open_clip takes if nothing is said" * (key not in part.keys)
         raise ValueError(
-          f"the checkpoint's config has {name}.{key} = {part[key]!r}: only {value!r} "
-          "is read"
+          f"{_FILE} has {name}.{key} = {got!r}{usual}: only {value!r} is read"
         )
-  return given, *parts
+  return said, *parts
+
+
+def _heads(width: int, text: Said) -> int:
+  """Returns the heads of a text tower; without a config, they are of 64."""
+  return describe.heads(width, text.whole("heads", _HEADS) if text.keys else None)
 
 
 def _trunk(
-  state: Arrays,
-  name: str,
-  said: Mapping[str, Any],
-  given: Mapping[str, Any],
-  epsilon: float,
+  state: Arrays, name: str, said: Said, quick: bool, epsilon: float = _EPSILON
 ) -> dict[str, Any]:
-  """Returns a trunk of open_clip's own transformer; epsilon if nothing is said."""
+  """Returns a trunk of open_clip's own transformer, but for its heads.
+
+  Args:
+    state: the arrays.
+    name: of the transformer.
+    said: of the tower.
+    quick: whether the model has quick_gelu.
+    epsilon: if nothing is said.
+  """
   blocks = f"{name}.resblocks."
   mlp, width = describe.shape(state, f"{blocks}0.mlp.c_fc.weight", 2)
-  tanh = (said.get("act_kwargs") or {}).get("approximate") == "tanh"
+  tanh = said.part("act_kwargs").keys.get("approximate") == "tanh"
+  depth = describe.depth(state, blocks)
+  said.agrees(width=width, layers=depth)
   activation = "gelu_tanh" if tanh else "gelu"
   return dict(
     width=width,
-    depth=describe.depth(state, blocks),
-    heads=describe.heads(width, said.get("heads")),
+    depth=depth,
     mlp=mlp,
-    epsilon=(said.get("norm_kwargs") or {}).get("eps", epsilon),
-    activation="quick_gelu" if given.get("quick_gelu") else activation,
+    epsilon=said.part("norm_kwargs").number("eps", epsilon),
+    activation="quick_gelu" if quick else activation,
     causal=False,
   )
 
 
-def _pixels(state: Arrays, name: str, n: int) -> dict[str, Any]:
+def _pixels(state: Arrays, name: str, n: int, said: Said) -> dict[str, Any]:
   _, channels, *patch = describe.shape(state, name, 4)
-  return dict(patch=tuple(patch), size=describe.size(n, patch, channels))
+  size = describe.size(n, patch, channels)
+  said.tiled(patch, size)
+  return dict(patch=tuple(patch), size=size)
 
 
 def _ids(state: Arrays, prefix: str) -> dict[str, Any]:
@@ -166,6 +174,20 @@ def _text(text: Modality, prefix: str) -> list[Rule]:
     rules.one("towers/stem_text/position", f"{prefix}positional_embedding"),
     *_blocks(text, f"{prefix}transformer"),
     *rules.norm("towers/trunk_text/norm", f"{prefix}ln_final"),
+  ]
+
+
+def _sigmoid(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:
+  c = _clip(state, given)
+  c.objective.options.losses = describe.SIGLIP_LOSS
+  return c
+
+
+def _sigmoid_rules(image: Modality, text: Modality) -> list[Rule]:
+  return [
+    *_clip_rules(image, text)[:-1],
+    rules.one("objective/siglip/log_scale", "logit_scale"),
+    rules.one("objective/siglip/bias", "logit_bias"),
   ]
 
 
@@ -252,6 +274,12 @@ def _clip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, Any
   return dict(model_cfg=said | dict(vision_cfg=vision, text_cfg=own))
 
 
+def _sigmoid_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, Any]:
+  card = _clip_card(image, text, embed_dim)
+  card["model_cfg"] |= dict(init_logit_bias=-10)
+  return card
+
+
 def _siglip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, Any]:
   own = _card(text) | dict(
     context_length=text.length,
@@ -263,36 +291,13 @@ def _siglip_card(image: Modality, text: Modality, embed_dim: int) -> dict[str, A
   )
   vision = dict(
     image_size=image.size[0],
-    timm_model_name=_timm_name(image),
+    timm_model_name=timm_names.of(image),
     timm_model_pretrained=False,
     timm_pool="map",
     timm_proj="none",
   )
   said = dict(embed_dim=embed_dim, init_logit_bias=-10, custom_text=True)
   return dict(model_cfg=said | dict(vision_cfg=vision, text_cfg=own))
-
-
-def _timm_name(image: Modality) -> str:
-  """Returns what timm calls an image tower.
-
-  Raises:
-    ValueError: it has no such tower.
-  """
-  t, side = image.trunk, image.size[0]
-  stem = f"{_TIMM.get((t.width, t.depth, t.heads, t.mlp))}_patch{image.patch[0]}"
-  name = f"{stem}_siglip_{side}"
-  activation = "gelu_tanh" if name.startswith(_TANH) else "gelu"
-  if side not in _SIZES.get(stem, ()) or (t.activation, t.epsilon) != (
-    activation,
-    1e-6,
-  ):
-    raise ValueError(
-      "open_clip takes SigLIP's image towers from timm, which has none of width "
-      f"{t.width}, depth {t.depth}, {t.heads} heads, mlp {t.mlp}, activation "
-      f"{t.activation!r} and epsilon {t.epsilon} for images of {side} in patches of "
-      f"{image.patch[0]} ({describe.WHERE}.trunk, .modalities.image)"
-    )
-  return name
 
 
 def mlp_ratio(width: int, mlp: int) -> float:
@@ -323,6 +328,15 @@ CLIP = Format(
   _clip_card,
   describe.CLIP_PIXELS,
   loss="infonce",
+  harmless=("input_resolution", "context_length", "vocab_size"),  # OpenAI's own
+)
+SIGMOID = dataclasses.replace(  # a CLIP trained with open_clip's --siglip
+  CLIP,
+  marks=(*CLIP.marks, "logit_bias"),
+  describe=_sigmoid,
+  rules=_sigmoid_rules,
+  card=_sigmoid_card,
+  loss="siglip",
 )
 SIGLIP = Format(
   "open_clip",

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 SHOWN = 8  # arrays named in an error message
 
 
@@ -183,10 +184,11 @@ def read(rules: Sequence[Rule], state: Arrays, shapes: Mapping[str, tuple]) -> R
     shapes: our path -> shape, of the model that the rules are for.
 
   Raises:
-    ValueError: an array of another shape than the model's; names up to 8 of them.
+    ValueError: an array of another shape than the model's, or of integers; names up
+      to 8 of them.
   """
   params: dict[str, np.ndarray] = {}
-  missing, wrong = [], []
+  missing, wrong, coded = [], [], []
   for rule in rules:
     absent = [name for name in rule.theirs if name not in state]
     if absent:
@@ -196,9 +198,16 @@ def read(rules: Sequence[Rule], state: Arrays, shapes: Mapping[str, tuple]) -> R
     for name, blank in zip(rule.theirs, rule.write(*blanks)):
       if state[name].shape != blank.shape:
         wrong.append(f"  {name}: {state[name].shape}, expected {blank.shape}")
-    if not wrong:
+      if state[name].dtype.name not in FLOATS:
+        coded.append(f"{name} of {state[name].dtype.name}")
+    if not wrong and not coded:
       arrays = (np.asarray(state[name], np.float32) for name in rule.theirs)
       params |= zip(rule.ours, rule.read(*arrays))
+  if coded:
+    raise ValueError(
+      f"the checkpoint is quantised: {len(coded)} of its arrays are no floats, such as "
+      f"{', '.join(coded[:3])}; take the one that it was made of"
+    )
   if wrong:
     more = [f"  ... and {len(wrong) - SHOWN} more"] * (len(wrong) > SHOWN)
     raise ValueError(

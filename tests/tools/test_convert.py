@@ -1,6 +1,7 @@
 """The command, by its files: from another library to Concord and back; bad input."""
 
 import json
+import shutil
 
 import jax
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from tests.model.interop import models
 from tests.model.interop.models import clip, filled, same
 from tools import convert as tool
 from tools import explain_sharding
-from training import checkpoint, errors, pretrained
+from training import checkpoint, errors, foreign, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +158,14 @@ def seeing_both_ways(config):
   config.model.modalities.text.trunk.causal = False
 
 
+def padded_with_the_end(config):
+  config.model.modalities.text.pad = 3
+
+
 @pytest.mark.parametrize(
   ("change", "eos"),
   [
+    (padded_with_the_end, -1),
     (without_an_end, -1),
     (of_another_end, 7),
     (said_already, 5),
@@ -176,6 +182,55 @@ def test_the_end_of_texts_is_set_only_where_it_is_known(trained, change, eos):
   assert bool(said) == (eos == 7)
 
 
+def test_open_clip_is_told_of_another_tokenizer(trained, tmp_path):
+  """It takes the files of transformers' that lie here, or a line says what it takes."""
+  config = ConfigDict(json.loads((trained / "config.json").read_text()))
+  shutil.copy(trained / "tokenizer.model", tmp_path)
+  card = {}
+  (line,) = tool.spoken(config, card, tmp_path, None)
+  assert "will take CLIP's own tokenizer" in line and card == {}
+  (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+  (line,) = tool.spoken(config, card, tmp_path, None)
+  assert "beside the weights, clean = 'whitespace', which mends" in line
+  assert card["hf_tokenizer_name"] and card["tokenizer_kwargs"] == {
+    "clean": "whitespace"
+  }
+  data = (trained / "tokenizer.model").read_bytes()
+  words = foreign.Words("tokenizer.model", data, {})
+  config.data.eval_transforms = (("tokenize", dict(clean="mended_lowercase")),)
+  (line,) = tool.spoken(config, card, tmp_path, words)
+  assert line.endswith("clean = 'lower'")
+
+
+def test_clips_own_tokenizer_is_what_open_clip_takes_anyway(tmp_path, monkeypatch):
+  monkeypatch.setattr(tokenizer, "id_of", lambda data, piece: 49_407)
+  card = {}
+  words = foreign.Words("tokenizer.json", b"{}", {})
+  assert tool.spoken(clip(), card, tmp_path, words) == [] and card == {}
+
+
+@pytest.mark.parametrize("pool", ["first", "mean"])
+def test_the_pooling_of_a_sentence_encoder_comes_back(tmp_path, pool):
+  config = models.one_tower("bert")
+  config.model.modalities.text.pool = pool
+  run_at, out = tmp_path / "run", tmp_path / "out"
+  checkpoint.write_params(str(run_at), filled(config))
+  checkpoint.save_config(str(run_at), config)
+  run(run_at, out, "hf")
+  assert foreign.read(out).config.model.modalities.text.pool == pool
+  assert (out / "modules.json").exists() == (pool == "first")
+  config.model.modalities.text.pool = "last"
+  with pytest.raises(ValueError, match=r"pool = 'last', expected one of mean, first"):
+    convert.save(config, filled(config), "hf")
+
+
+def test_flags_below_nothing_leave_nothing_behind(source, tmp_path):
+  for flag in ("--size", "--patch", "--length", "--vocab"):
+    with pytest.raises(ValueError, match=rf"{flag[2:]} = -8, expected at least 1"):
+      run(source, tmp_path / "out", "concord", flag, "-8")
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_of_one_tower_has_no_other(tmp_path):
   config = models.one_tower("bert")
   (tmp_path / "config.py").write_text(tool.recipe(config, "x"))
@@ -187,7 +242,9 @@ def test_a_file_without_config_in_half_precision(model, tmp_path, capsys):
   half = {k: v.astype(ml_dtypes.bfloat16) for k, v in state.items()}
   half["extra"] = half.pop("logit_scale")
   safetensors.numpy.save_file(half, tmp_path / "x.safetensors")
-  call(tmp_path / "x.safetensors", tmp_path / "out", "concord")
+  with pytest.raises(ValueError, match=r"have no place for, .*: extra; --partial"):
+    run(tmp_path / "x.safetensors", tmp_path / "out", "concord")
+  call(tmp_path / "x.safetensors", tmp_path / "out", "concord", "--partial")
   said = capsys.readouterr().out
   assert "no config.json: heads of width 64" in said
   assert "missing, as the model will initialise them: logit_scale" in said

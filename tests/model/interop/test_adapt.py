@@ -52,7 +52,13 @@ def test_nothing_asked_changes_nothing():
 
 @pytest.mark.parametrize(
   ("flags", "match"),
-  [(dict(size=10), r"10 % 4 = 2"), (dict(vocab=8), r"8 ids, .*vocab = 9: expected mo")],
+  [
+    (dict(size=10), r"10 % 4 = 2"),
+    (dict(vocab=8), r"8 ids, .*vocab = 9: expected mo"),
+    (dict(length=-3), r"length = -3, expected at least 1, or 0"),
+    (dict(size=-8), r"size = -8, expected at least 1, or 0"),
+    (dict(patch=-4), r"patch = -4, expected at least 1, or 0"),
+  ],
 )
 def test_refusals(flags, match):
   config = clip()

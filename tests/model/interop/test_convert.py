@@ -63,9 +63,9 @@ def test_what_is_missing_and_unused_is_said(case):
   library, config, params = case
   state, card = convert.save(config, params, library)
   scale = state.pop("logit_scale")
-  state |= {"extra.weight": scale, "text_model.embeddings.position_ids": scale}
+  state |= {"text_model.embeddings.position_ids": scale}
   _, back, found = convert.load(state, card)
-  assert found.missing == ("logit_scale",) and found.unused == ("extra.weight",)
+  assert found.missing == ("logit_scale",) and found.unused == ()
   lost = next(
     name for name in state if name.endswith((".1.mlp.fc2.bias", ".1.ln_2.bias"))
   )
@@ -77,6 +77,51 @@ def test_what_is_missing_and_unused_is_said(case):
   wanted = traverse_util.flatten_dict(params, sep="/")
   got = traverse_util.flatten_dict(back, sep="/")
   assert len(wanted) - len(got) == 2 and {*got} < {*wanted}
+
+
+def test_arrays_without_a_place_are_refused_but_where_they_change_nothing(case):
+  library, config, params = case
+  state, card = convert.save(config, params, library)
+  extra = state | {"visual.0.ls_1.gamma": np.ones(8, np.float32)}
+  with pytest.raises(
+    ValueError, match=r"holds 1 arrays .*: visual\.0\.ls_1\.gamma; --p"
+  ):
+    convert.load(extra, card)
+  _, back, found = convert.load(extra, card, partial=True)
+  assert found.unused == ("visual.0.ls_1.gamma",)
+  same(back, params)
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    ("dinov2", "embeddings.mask_token"),
+    ("dinov2", "classifier.weight"),
+    ("bert", "pooler.dense.weight"),
+    ("bert", "cls.predictions.bias"),
+    ("bert", "encoder.layer.0.scale"),
+  ],
+)
+def test_heads_of_other_tasks_are_left_out(kind, name):
+  config = models.one_tower(kind)
+  state, card = convert.save(config, filled(config), "hf")
+  state[name] = np.zeros((1, 8), np.float32)
+  if name.startswith("encoder"):
+    with pytest.raises(ValueError, match=r"holds 1 arrays .*encoder\.layer\.0\.scale"):
+      convert.load(state, card)
+  else:
+    assert convert.load(state, card)[2].unused == (name,)
+
+
+def test_a_clip_of_the_sigmoid_loss_keeps_its_bias():
+  config = clip()
+  config.objective.options.losses = describe.SIGLIP_LOSS
+  params = filled(config)
+  state, card = convert.save(config, params, "open_clip")
+  assert state["logit_bias"].shape == () and "init_logit_bias" in card["model_cfg"]
+  again, back, found = convert.load(state, card)
+  assert again == config and found.unused == ()
+  same(back, params)
 
 
 def test_contradicting_shapes_and_towers_that_are_not_whole(case):
@@ -153,6 +198,7 @@ def changed(path, value):
   [
     ("modalities.text.pool", "mean", "hf", r"text\.pool = 'mean', expected 'last'"),
     ("modalities.text.eos", -1, "hf", r"text\.eos = -1, expected the id that ends"),
+    ("modalities.text.pad", 8, "hf", r"eos = 8, expected .*, other than \.pad = 8: CL"),
     ("modalities.text.eos", 2, "hf", r"eos = 2: transformers takes it for a sign"),
     ("modalities.text.eos", 3, "open_clip", r"eos = 3, expected the greatest id, 8"),
     ("modalities.image.size", (8, 4, 3), "hf", r"size = \(8, 4, 3\) .*squares"),

@@ -138,4 +138,4 @@ def test_what_our_towers_have_not_is_refused():
     (dict(hidden_act="silu"), "hidden_act = 'silu', expected one of"),
   ):
     with pytest.raises(ValueError, match=match):
-      convert.load(state, said)
+      convert.load(state, dict(num_attention_heads=4) | said)

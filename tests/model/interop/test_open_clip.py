@@ -1,6 +1,7 @@
 """open_clip's models give what ours give, layer by layer, in both directions."""
 
 import functools
+import json
 import pathlib
 
 from flax import traverse_util
@@ -28,9 +29,13 @@ TEXT = dict(
   heads=2,
 )
 TANH = dict(act_kwargs={"approximate": "tanh"}, norm_kwargs={"eps": 1e-3})
+UNSAID = ("context_length", "vocab_size", "width", "layers")
 CARDS = {
   "quick": dict(quick_gelu=True, vision_cfg=VISION, text_cfg=TEXT),
   "own": dict(vision_cfg=VISION, text_cfg=TEXT | TANH),
+  "sigmoid": dict(init_logit_bias=-2.0, vision_cfg=VISION, text_cfg=TEXT),
+  # 8 heads, exact GELU, epsilon 1e-5.
+  "unsaid": dict(vision_cfg=VISION, text_cfg={k: TEXT[k] for k in UNSAID}),
 }
 
 
@@ -112,6 +117,33 @@ def test_files_of_the_command_load_in_the_peer(library, tmp_path):
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_open_clip_takes_the_tokenizer_that_comes_along(library, tmp_path):
+  _, open_clip = library
+  _, transformers = peers.library("transformers")
+  letters = {x + end: i for i, (x, end) in enumerate(
+    (x, end) for end in ("", "</w>") for x in "abcdert")}  # fmt: skip
+  ends = {name: 14 + i for i, name in enumerate(("<|startoftext|>", "<|endoftext|>"))}
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "vocab.json").write_text(json.dumps(letters | ends))
+  (tmp_path / "a" / "merges.txt").write_text("#version: 0.2\n")
+  with peers.quiet():
+    transformers.CLIPTokenizer.from_pretrained(tmp_path / "a").save_pretrained(
+      tmp_path / "b"
+    )
+    text = TEXT | dict(vocab_size=16, hf_tokenizer_name="x")
+    card = dict(embed_dim=8, vision_cfg=VISION, text_cfg=text)
+    state = peers.state_of(open_clip.model.CLIP(**card))
+  given = {files.CONFIGS["open_clip"]: {"model_cfg": card}}
+  files.write(tmp_path / "b", "open_clip", state, given)
+  b, c, d = (str(tmp_path / name) for name in "bcd")
+  tool.main(["--from", b, "--to", c, "--format", "concord"])
+  tool.main(["--from", c, "--to", d, "--format", "open_clip"])
+  with peers.quiet():
+    want, got = (open_clip.get_tokenizer(f"local-dir:{x}") for x in (b, d))
+    want, got = (t(["a red cat", "bed"]).tolist() for t in (want, got))
+  assert got == want and max(map(max, got)) == 15
+
+
 def siglip_of(torch, open_clip):
   """Returns (image tower, text tower): no model of timm's is tiny."""
   import timm
@@ -143,7 +175,8 @@ def test_siglip_is_the_same_in_every_layer(library):
   state |= {f"text.{k}": v for k, v in peers.state_of(text).items()}
   scale, bias = np.float32(1.5), np.float32(-2)
   state |= {"logit_scale": np.asarray(scale), "logit_bias": np.asarray(bias)}
-  given = dict(model_cfg=dict(text_cfg=TEXT | dict(norm_kwargs={"eps": 1e-6})))
+  said = dict(no_causal_mask=True, pool_type="last", norm_kwargs={"eps": 1e-6})
+  given = dict(model_cfg=dict(text_cfg=TEXT | said))
   config, params, found = convert.load(state, given)
   assert found.missing == () and found.unused == ()
 
