@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
+from model import catalogue
 from model.shapes import example_spec
 from model.types import MESH_AXES
 from sharding import mesh as meshes
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   config = load(flags.config)
   mesh = abstract_mesh(flags.mesh, config.mesh)
   with jax.sharding.use_abstract_mesh(mesh):
-    params = abstract_params(config)
+    params = abstract_params(config) | {"objective": abstract_own(config)}
   print(placement.explain(params, mesh, config.sharding.rules, merge=not flags.all))
 
 
@@ -100,6 +101,22 @@ def abstract_params(config: Any) -> Any:
   rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
   rngs["router"] = rngs["dropout"]
   return {"towers": jax.eval_shape(model.init, rngs, batch)["params"]}
+
+
+def abstract_own(config: Any) -> Any:
+  """Returns the shapes of the objective's own parameters; computes nothing."""
+  from model.encoders import towers  # as above
+  from training import setup as setup_lib
+
+  objective = catalogue.load(
+    "model.objectives",
+    config.objective.name,
+    "Objective",
+    dict(config.objective.options),
+  )
+  model = towers.build(config.model)
+  spec = setup_lib.batch_spec(config, model, config.batch_size)
+  return jax.eval_shape(lambda: objective.init(jax.random.key(0), model, spec)[0])
 
 
 if __name__ == "__main__":

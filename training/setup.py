@@ -80,19 +80,9 @@ class Setup:
       batch_size: that of the config by default.
       train: with the plans of what training packs.
     """
-    b = batch_size or self.config.batch_size
-    spec = {}
-    for name, m in self.config.model.modalities.items():
-      shape, dtype = example_spec(m)
-      spec[name] = jax.ShapeDtypeStruct((b, *shape), dtype)
-      if m.stem != "patches":
-        spec[f"{name}_mask"] = jax.ShapeDtypeStruct((b, m.length), jnp.bool_)
-    for m in self.towers.modalities if train else ():
-      if m.pack:
-        if m.stem == "patches":
-          spec[f"{m.name}_mask"] = jax.ShapeDtypeStruct((b, m.size[0]), jnp.bool_)
-        spec[f"{m.name}_pack"] = jax.ShapeDtypeStruct((b, 2), jnp.int32)
-    return spec
+    return batch_spec(
+      self.config, self.towers, batch_size or self.config.batch_size, train
+    )
 
   def init(self, key: jax.Array) -> state_lib.TrainState:
     """Returns the state at step 0; pure, to be jitted or eval_shaped."""
@@ -169,6 +159,22 @@ class Setup:
       if re.sub(r"_(mask|pack|valid|affine)$", "", k) in names or k.startswith("label_")
     }
     return placement.put_batch(keep, self.mesh)
+
+
+def batch_spec(config: ConfigDict, towers: Any, b: int, train: bool = False):
+  """Returns the shapes and dtypes of a batch of b examples; see `Setup.batch_spec`."""
+  spec = {}
+  for name, m in config.model.modalities.items():
+    shape, dtype = example_spec(m)
+    spec[name] = jax.ShapeDtypeStruct((b, *shape), dtype)
+    if m.stem != "patches":
+      spec[f"{name}_mask"] = jax.ShapeDtypeStruct((b, m.length), jnp.bool_)
+  for m in towers.modalities if train else ():
+    if m.pack:
+      if m.stem == "patches":
+        spec[f"{m.name}_mask"] = jax.ShapeDtypeStruct((b, m.size[0]), jnp.bool_)
+      spec[f"{m.name}_pack"] = jax.ShapeDtypeStruct((b, 2), jnp.int32)
+  return spec
 
 
 def routing_group(config: ConfigDict) -> int:

@@ -57,6 +57,7 @@ def test_the_command_prints_the_table(config, capsys):
   explain_sharding.main(["--config", config, "--mesh", "fsdp=2,tensor=2"])
   out = capsys.readouterr().out
   assert "on 4 chips (data=1 fsdp=2 expert=1 tensor=2)" in out
+  assert re.search(r"^objective/\S+/log_scale +\(\) ", out, re.M)
   assert "towers/trunk_text/block_*/mlp/up/kernel (2)" in out
   # The default mesh takes what there is: one chip.
   explain_sharding.main(["--config", config, "--all"])
@@ -76,6 +77,14 @@ def test_the_command_prints_the_table(config, capsys):
 def test_wrong_flags(flags, error, message, config):
   with pytest.raises(error, match=re.escape(message)):
     explain_sharding.main(["--config", config, *flags])
+
+
+def test_what_an_objective_learns_is_in_the_table(capsys):
+  root = pathlib.Path(__file__).parents[2]
+  recipe = str(root / "configs/methods/catlip.py")
+  explain_sharding.main(["--config", recipe, "--mesh", "data=2,fsdp=2"])
+  out = capsys.readouterr().out
+  assert re.search(r"^objective/\S*classes/\S+ ", out, re.M), out
 
 
 def test_it_runs_from_a_folder_of_its_own():
