@@ -299,7 +299,7 @@ def tune(
     best, _ = max(found.items(), key=lambda item: item[1])
     chosen[arm] = dict(zip(claim.GRID, best))
     each = ", ".join(f"{_words(v)}: {x:.3f}" for v, x in found.items())
-    lines.append(f"{arm}: {each}")
+    lines.append(f"{arm}: {each}{_edges(claim.GRID, best)}")
     say(lines[-1])
   return chosen, lines
 
@@ -317,6 +317,16 @@ def choice(
     f"{' and '.join(merit)}, which follow the values:"
   )
   return dict(aim=aim, pilots=list(tried))
+
+
+def _edges(grid: Mapping[str, Sequence[Any]], best: Sequence[Any]) -> str:
+  """Says of which options the best value is the last tried: better may lie beyond."""
+  edges = [
+    key
+    for (key, tried), value in zip(grid.items(), best)
+    if len(tried) > 1 and value in (min(tried), max(tried))
+  ]
+  return f"; at the edge of {' and '.join(edges)}" if edges else ""
 
 
 def _words(values: tuple[Any, ...]) -> str:

@@ -142,12 +142,14 @@ def test_every_arm_is_tuned_on_the_same_grid_and_seeds():
   said = []
   chosen, lines = lab.tune(claim, said.append)
   assert chosen == {"old": {"lr": 1.0}, "new": {"lr": 2.0}}
-  assert lines == said and lines[0] == "old: 1: 49.750, 2: 49.250"
+  assert lines == said and lines[0].startswith("old: 1: 49.750, 2: 49.250")
+  assert all(line.endswith("; at the edge of lr") for line in lines)
   assert lab.choice(claim.GRID, claim.MERIT, lines)["pilots"] == lines
   assert lab.choice(claim.GRID, claim.MERIT, ())["aim"].startswith("Nothing was tuned")
   for arm in claim.ARMS:
     both = {(seed, lr) for a, seed, lr in asked if a == arm}
     assert both == {(s, x) for s in lab.TUNING_SEEDS for x in (1.0, 2.0)}
+  assert lab._edges(dict(lr=(1.0, 2.0, 3.0), steps=(5,)), (2.0, 5)) == ""
 
 
 def test_views_differ_and_fields_are_smooth():
