@@ -15,21 +15,26 @@ ARMS = {
   "concat": "gamma 1 and 2, each on one half of the embedding",
 }
 measure = simclr.measure
-GRID = dict(temperature=(0.1, 0.2, 0.4))
+GRID = dict(temperature=(0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8))
 MERIT = ("knn",)
 TUNED: dict[str, dict[str, float]] = {
-  "gaussian": {"temperature": 0.4},
+  "gaussian": {"temperature": 0.6},
   "laplacian": {"temperature": 0.2},
-  "half": {"temperature": 0.1},
-  "sum": {"temperature": 0.4},
+  "half": {"temperature": 0.05},
+  "sum": {"temperature": 0.6},
   "concat": {"temperature": 0.2},
 }
 TRIED: tuple[str, ...] = (
-  "gaussian: 0.1: 0.680, 0.2: 0.698, 0.4: 0.724",
-  "laplacian: 0.1: 0.729, 0.2: 0.747, 0.4: 0.724",
-  "half: 0.1: 0.760, 0.2: 0.716, 0.4: 0.689",
-  "sum: 0.1: 0.698, 0.2: 0.714, 0.4: 0.722",
-  "concat: 0.1: 0.696, 0.2: 0.708, 0.4: 0.695",
+  "gaussian: 0.025: 0.655, 0.05: 0.662, 0.1: 0.680, "
+  "0.2: 0.698, 0.4: 0.724, 0.6: 0.733, 0.8: 0.721",
+  "laplacian: 0.025: 0.701, 0.05: 0.730, 0.1: 0.729, "
+  "0.2: 0.747, 0.4: 0.724, 0.6: 0.699, 0.8: 0.696",
+  "half: 0.025: 0.747, 0.05: 0.762, 0.1: 0.760, "
+  "0.2: 0.716, 0.4: 0.689, 0.6: 0.678, 0.8: 0.673",
+  "sum: 0.025: 0.684, 0.05: 0.698, 0.1: 0.698, "
+  "0.2: 0.714, 0.4: 0.722, 0.6: 0.726, 0.8: 0.720",
+  "concat: 0.025: 0.659, 0.05: 0.693, 0.1: 0.696, "
+  "0.2: 0.708, 0.4: 0.695, 0.6: 0.686, 0.8: 0.686",
 )
 
 
