@@ -343,8 +343,8 @@ def test_what_is_evaluated_alone_has_the_slots_of_all(params, data):
   def served(example, train=False):
     layer = _layer(capacity=2.0, capacity_eval=2.0, k=1).clone(example=example)
     rngs = {"router": KEY} if train else {}
-    _, aux = layer.apply({"params": params}, same, real, text, train=train, rngs=rngs)
-    return float(aux["served/text"])
+    run = jax.jit(lambda p: layer.apply(p, same, real, text, train=train, rngs=rngs))
+    return float(run({"params": params})[1]["served/text"])
 
   # Groups of 2 examples: 4 slots for 6 tokens; beside 5 of an image 8, for 16.
   assert served(N) == 1.0
