@@ -87,19 +87,36 @@ def _trunks(
     blocks = f"{model}_model.encoder.layers."
     mlp, width = describe.shape(state, f"{blocks}0.mlp.fc1.weight", 2)
     depth = describe.depth(state, blocks)
-    said.agrees(hidden_size=width, num_hidden_layers=depth)
-    heads = said.whole("num_attention_heads", usual) if given else None
-    return dict(
-      width=width,
-      depth=depth,
-      heads=describe.heads(width, heads),
-      mlp=mlp,
-      epsilon=said.number("layer_norm_eps", epsilon),
-      activation=ACTIVATIONS[said.one_of("hidden_act", ACTIVATIONS, act)],
-      causal=False,
-    )
+    sizes = dict(width=width, depth=depth, mlp=mlp)
+    found = trunk_of(said, sizes, usual if given else None, act, epsilon)
+    return found | dict(causal=False)
 
   return trunk("vision", heads[0]), trunk("text", heads[1])
+
+
+def trunk_of(
+  said: Said, sizes: Mapping[str, int], heads: int | None, act: str, epsilon: float
+) -> dict[str, Any]:
+  """Returns the keys of a trunk that its architectures name alike.
+
+  Args:
+    said: the config of the tower.
+    sizes: width, depth and mlp of its arrays.
+    heads: if nothing is said; None: there is no config, heads are of 64.
+    act: activation, if nothing is said.
+    epsilon: of norms, if nothing is said.
+
+  Raises:
+    ValueError: a config of other sizes, or a value that is none.
+  """
+  said.agrees(hidden_size=sizes["width"], num_hidden_layers=sizes["depth"])
+  number = None if heads is None else said.whole("num_attention_heads", heads)
+  return dict(
+    **sizes,
+    heads=describe.heads(sizes["width"], number),
+    epsilon=said.number("layer_norm_eps", epsilon),
+    activation=ACTIVATIONS[said.one_of("hidden_act", ACTIVATIONS, act)],
+  )
 
 
 def _pixels(state: Arrays, n: int, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,18 +53,9 @@ def _trunk(
   said: Said, width: int, depth: int, mlp: int, epsilon: float
 ) -> dict[str, Any]:
   """Returns the keys of the trunk that both architectures name alike."""
-  said.agrees(hidden_size=width, num_hidden_layers=depth)
-  # Of a config.json that leaves the heads out, they are the default of the class.
   given = {*said.keys} - {"pool"}  # which is ours: see training/foreign.py
-  heads = said.whole("num_attention_heads", _HEADS) if given else None
-  return dict(
-    width=width,
-    depth=depth,
-    heads=describe.heads(width, heads),
-    mlp=mlp,
-    epsilon=said.number("layer_norm_eps", epsilon),
-    activation=hf.ACTIVATIONS[said.one_of("hidden_act", hf.ACTIVATIONS, "gelu")],
-  )
+  sizes = dict(width=width, depth=depth, mlp=mlp)
+  return hf.trunk_of(said, sizes, _HEADS if given else None, "gelu", epsilon)
 
 
 def _dino(state: Arrays, given: Mapping[str, Any]) -> ConfigDict:

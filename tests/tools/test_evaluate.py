@@ -168,6 +168,16 @@ def test_a_config_alone_is_not_enough(capsys):
   assert "both --config and --checkpoint" in capsys.readouterr().err
 
 
+def test_an_evaluation_stays_when_there_is_nothing_to_compare_it_with(run, tmp_path):
+  (tmp_path / "b" / "artifacts").mkdir(parents=True)
+  other, out = tmp_path / "b" / "x.json", tmp_path / "a" / "x.json"
+  other.write_text("{}")
+  flags = ["--workdir", str(run[0]), "--evaluators", "probe", "--bootstrap", "50"]
+  with pytest.raises(SystemExit):
+    evaluate.main([*flags, "--out", str(out), "--against", str(other)])
+  assert json.loads(out.read_text())["metrics"]
+
+
 def test_another_evaluation_has_its_artifacts_beside_it(tmp_path, capsys):
   path = tmp_path / "x.json"
   path.write_text("{}")
